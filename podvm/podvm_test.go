@@ -1,0 +1,81 @@
+package podvm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestSecretNeverPrints(t *testing.T) {
+	s := Secret("hunter2")
+	var b strings.Builder
+	slog.New(slog.NewTextHandler(&b, nil)).Info("x", "key", s)
+	fmt.Fprintf(&b, "%s %v %x %q %+v %d %#v", s, s, s, s, s, s, s)
+	j, err := json.Marshal(map[string]any{"k": s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Write(j)
+	for _, leak := range []string{"hunter2", "68756e74", "104"} {
+		if strings.Contains(b.String(), leak) {
+			t.Errorf("%q leaked in %s", leak, b.String())
+		}
+	}
+	s.Wipe()
+	if string([]byte(s)) != "\x00\x00\x00\x00\x00\x00\x00" {
+		t.Error("Wipe left bytes")
+	}
+}
+
+func TestExplain(t *testing.T) {
+	inner := errors.New("dial 10.0.0.1: refused")
+	err := fmt.Errorf("outer: %w", Explain(inner, "KBS not\nreachable"))
+	if got := Cause(err); got != "KBS not reachable" {
+		t.Errorf("Cause = %q", got)
+	}
+	if !errors.Is(err, inner) {
+		t.Error("the chain is broken")
+	}
+	if Cause(inner) != "" || Explain(nil, "x") != nil {
+		t.Error("a cause from nowhere")
+	}
+}
+
+func TestLogLevel(t *testing.T) {
+	for in, want := range map[string]slog.Level{"info": 0, "WARN": 4, "warn,aa=debug": 4, "aa=debug,error": 8, "off": 108} {
+		if got, err := LogLevel(in); err != nil || got != want {
+			t.Errorf("%q: %v, %v", in, got, err)
+		}
+	}
+	if _, err := LogLevel("loud"); err == nil {
+		t.Error("loud accepted")
+	}
+}
+
+func TestKernelParams(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "proc"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "proc/cmdline"), []byte("ro a=1 b a=2=3\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Host{Root: root}.KernelParams()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, ok := p.First("a"); !ok || v != "1" {
+		t.Error("First", v, ok)
+	}
+	if v, ok := p.Last("a"); !ok || v != "2=3" {
+		t.Error("Last", v, ok)
+	}
+	if _, ok := p.First("b"); ok {
+		t.Error("b has no value")
+	}
+}

@@ -1,0 +1,210 @@
+// Package rpc is how Sealpod's daemons speak ttrpc over unix sockets: a
+// listener whose appearance means "ready", a server that counts, bounds and
+// drains its calls, a client that survives its peer, and the one way an error
+// leaves the process.
+//
+// Data path: kata-agent, api-server-rest and the forwarder are the callers;
+// the attestation agent and the data hub are the servers.
+//
+// Trust: callers are local but not trusted. Frames are capped at 4 MiB by
+// ttrpc itself, concurrency is capped here, a panic in a handler fails that
+// call only.
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// Limits of a server.
+const (
+	// maxCalls is how many calls run at once; further ones wait within their
+	// own deadline, so a flood cannot grow memory without bound.
+	maxCalls = 256
+	// drainTime is how long a stopping server waits for running calls.
+	drainTime = 20 * time.Second
+)
+
+// SocketPath returns the path in a "unix://PATH" address.
+func SocketPath(addr string) (string, error) {
+	p, ok := strings.CutPrefix(addr, "unix://")
+	if !ok || p == "" {
+		return "", fmt.Errorf("socket address %q: want unix://PATH", podvm.Printable(addr, 200))
+	}
+	return p, nil
+}
+
+// Listen makes the directory of path, takes the place of a stale socket there
+// and returns a listener. The socket appears under its name only once it
+// accepts connections. A file at path that is not a socket is an error.
+func Listen(ctx context.Context, path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("creating the socket directory: %w", err)
+	}
+	if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSocket == 0 {
+		return nil, fmt.Errorf("listening on %s: the path exists and is not a socket", path)
+	}
+	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("removing a stale socket: %w", err)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", tmp)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", path, err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	mine, err := os.Lstat(tmp)
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("publishing the socket: %w", err), l.Close(), os.Remove(tmp))
+	}
+	return &listener{Listener: l, path: path, mine: mine}, nil
+}
+
+// listener removes its socket file when closed, unless a successor already
+// put its own there.
+type listener struct {
+	net.Listener
+	path string
+	mine fs.FileInfo
+	once sync.Once
+	err  error
+}
+
+func (l *listener) Close() error {
+	l.once.Do(func() {
+		l.err = l.Listener.Close()
+		if st, err := os.Lstat(l.path); err == nil && os.SameFile(st, l.mine) {
+			l.err = errors.Join(l.err, os.Remove(l.path))
+		}
+	})
+	return l.err
+}
+
+// Serve registers services on a new server and serves them on l until ctx
+// ends; then it stops accepting, lets running calls finish for up to 20 s and
+// returns nil. Handlers see a context that carries a request id and log.
+func Serve(ctx context.Context, l net.Listener, log *slog.Logger, register func(*ttrpc.Server)) error {
+	g := &gate{log: log, slots: make(chan struct{}, maxCalls), idle: make(chan struct{})}
+	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(g.intercept))
+	if err != nil {
+		return fmt.Errorf("creating the server: %w", err)
+	}
+	register(srv)
+	// Calls outlive ctx while draining, so the server gets a context of its own.
+	callCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(callCtx, l) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("serving %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	err = l.Close()
+	// ttrpc's own Shutdown closes connections with calls in flight
+	// (dependencies.md trap 5), so wait for them first.
+	select {
+	case <-g.drain():
+	case <-time.After(drainTime):
+		log.Warn("Calls still running at shutdown are cut off")
+	}
+	cancel()
+	err = errors.Join(err, srv.Close())
+	<-done
+	return err
+}
+
+// gate stands before every handler: it bounds, counts and names calls.
+type gate struct {
+	log   *slog.Logger
+	slots chan struct{}
+
+	mu       sync.Mutex
+	running  int
+	draining bool
+	idle     chan struct{} // closed when draining and nothing runs
+}
+
+// drain refuses new calls and returns a channel that closes shortly after the
+// last running one returned.
+func (g *gate) drain() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.draining = true
+	if g.running == 0 {
+		close(g.idle)
+	}
+	out := make(chan struct{})
+	go func() {
+		<-g.idle
+		// A handler's return is not yet its reply on the wire: ttrpc writes
+		// that from another goroutine and has no call to wait for it.
+		<-time.After(50 * time.Millisecond)
+		close(out)
+	}()
+	return out
+}
+
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.draining {
+		return false
+	}
+	g.running++
+	return true
+}
+
+func (g *gate) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.running--
+	if g.draining && g.running == 0 {
+		close(g.idle)
+	}
+}
+
+func (g *gate) intercept(ctx context.Context, um ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
+	if !g.enter() {
+		return nil, status.Error(codes.Unavailable, "shutting down")
+	}
+	defer g.leave()
+	select {
+	case g.slots <- struct{}{}:
+		defer func() { <-g.slots }()
+	case <-ctx.Done():
+		return nil, status.Error(codes.ResourceExhausted, "too many calls at once")
+	}
+	req := newRequestID()
+	log := g.log.With("req", req, "method", info.FullMethod)
+	ctx = context.WithValue(ctx, callKey{}, &call{id: req, log: log})
+	start := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("A handler panicked", "panic", p, "stack", string(debug.Stack()))
+			resp, err = nil, status.Errorf(codes.Internal, "internal fault (request %s)", req)
+		}
+		log.Debug("Answered", "dur", time.Since(start), "ok", err == nil)
+	}()
+	return method(ctx, um)
+}
