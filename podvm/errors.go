@@ -30,13 +30,13 @@ func Explain(err error, cause string) error {
 }
 
 // Cause returns the outermost sentence attached with Explain, made printable
-// and cut to 300 bytes, or "" when the chain carries none.
+// and cut to 1024 bytes, or "" when the chain carries none.
 func Cause(err error) string {
 	var e *explained
 	if !errors.As(err, &e) {
 		return ""
 	}
-	return Printable(e.cause, 300)
+	return Printable(e.cause, 1024)
 }
 
 // Printable returns s without control characters and cut to limit bytes. Use

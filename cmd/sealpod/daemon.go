@@ -1,0 +1,34 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// runDaemon runs serve until it returns or a signal asks it to stop: SIGINT and
+// SIGHUP as upstream, SIGTERM because systemd sends it. Logs go to stderr,
+// where the journal reads them; level is the configured one, RUST_LOG wins.
+func runDaemon(applet, level string, serve func(ctx context.Context, host podvm.Host, log *slog.Logger) error) error {
+	host := podvm.Host{}
+	log, _, err := podvm.NewLogger(os.Stderr, host, applet, level)
+	if err != nil {
+		return err
+	}
+	slog.SetDefault(log)
+	if err := podvm.NoCoreDumps(); err != nil {
+		log.Warn("Core dumps stay possible", "err", err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)
+	defer stop()
+	log.Info("Starting", "version", podvm.Version())
+	err = serve(ctx, host, log)
+	if err == nil {
+		log.Info("Stopped")
+	}
+	return err
+}
