@@ -1,0 +1,18 @@
+// Package registry speaks to OCI registries for imagepull: it parses
+// references, turns one into the candidates that mirrors and rewrites allow,
+// picks credentials, and fetches manifests, configs, blobs and cosign
+// signatures over HTTP.
+//
+// Data path: imagepull asks Rules.Candidates, opens one Repository per
+// candidate, resolves it to an Image and streams its layers.
+//
+// Trust: the registry and everything between is hostile. Documents are
+// size-capped and match their digest before they are parsed; blobs are handed
+// out unverified as a stream of at most the descriptor's size, and
+// imagepull/layer judges them. Rules and credentials files come from the
+// operator or the KBS and are parsed strictly.
+//
+// It stores nothing, follows no redirect from https to http, and sends
+// credentials only to the host they are for and to the token service that host
+// names.
+package registry
