@@ -1,0 +1,82 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// denial is a reason to refuse an image that may be shown outside. cause, if
+// any, stays in the chain for the journal.
+type denial struct {
+	reason string
+	cause  error
+}
+
+func (d *denial) Error() string {
+	if d.cause == nil {
+		return d.reason
+	}
+	return d.reason + ": " + d.cause.Error()
+}
+
+func (d *denial) Unwrap() error { return d.cause }
+
+func denied(format string, args ...any) error { return because(nil, format, args...) }
+
+func because(cause error, format string, args ...any) error {
+	return &denial{reason: fmt.Sprintf(format, args...), cause: cause}
+}
+
+// reason is the part of err that may leave the process.
+func reason(err error) string {
+	var d *denial
+	if !errors.As(err, &d) {
+		return "the check could not be completed"
+	}
+	if c := podvm.Cause(err); c != "" {
+		return d.reason + ": " + c
+	}
+	return d.reason
+}
+
+// stage is how far a signature got. The one that got furthest says best why
+// an image was refused.
+type stage int
+
+const (
+	stageNone      stage = iota
+	stageForm            // not even looked at
+	stageSignature       // no key of the rule made it
+	stageKey             // a key of the rule is missing, so nobody knows
+	stageClaim           // authentic, but not for this image
+	stageIdentity        // authentic and for this image, under another name
+)
+
+// verdict collects why no signature was good enough.
+type verdict struct {
+	digest string
+	best   stage
+	reason string
+	causes []error // one per stage reached, bounded
+}
+
+func (v *verdict) add(s stage, cause error, format string, args ...any) {
+	if s <= v.best {
+		return
+	}
+	v.best, v.reason = s, fmt.Sprintf(format, args...)
+	if cause != nil {
+		v.causes = append(v.causes, cause)
+	}
+}
+
+func (v *verdict) denial() error {
+	if v.best == stageNone {
+		return denied("no signature found for %s; make one with `sealctl image sign` or "+
+			"`cosign sign --new-bundle-format=false --use-signing-config=false --tlog-upload=false --key KEY IMAGE` "+
+			"(a bundle, cosign 3's default, is not read)", v.digest)
+	}
+	return because(errors.Join(v.causes...), "%s", v.reason)
+}
