@@ -1,0 +1,171 @@
+package registry
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/sealpod/sealpod/podvm"
+)
+
+var (
+	// ErrManifest says that a manifest, index or config is malformed or
+	// describes something else than a Linux container image.
+	ErrManifest = errors.New("invalid image manifest")
+	// ErrPlatform says that an image does not exist for this machine.
+	ErrPlatform = errors.New("no image for this platform")
+)
+
+// Caps on documents, in bytes, and on their lists.
+const (
+	maxManifest  = 4 << 20
+	maxConfig    = 8 << 20
+	maxLayers    = 500  // as many as overlayfs stacks (OVL_MAX_STACK)
+	maxInstances = 1000 // entries of an index
+)
+
+// Media types that tell an index from a manifest.
+const (
+	typeOCIManifest    = "application/vnd.oci.image.manifest.v1+json"
+	typeOCIIndex       = "application/vnd.oci.image.index.v1+json"
+	typeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+	typeDockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+)
+
+// Descriptor points to a blob or manifest. After parsing, Digest is well
+// formed and Size is not negative; nothing else is checked.
+type Descriptor struct {
+	MediaType   string            `json:"mediaType"`
+	Digest      string            `json:"digest"`
+	Size        int64             `json:"size"`
+	URLs        []string          `json:"urls"`
+	Annotations map[string]string `json:"annotations"`
+	Platform    *Platform         `json:"platform"`
+}
+
+// Platform is what an index says about one of its entries.
+type Platform struct {
+	OS           string `json:"os"`
+	Architecture string `json:"architecture"`
+	Variant      string `json:"variant"`
+}
+
+// Manifest is the manifest of one platform.
+type Manifest struct {
+	Config Descriptor
+	Layers []Descriptor // base first, at most 500
+}
+
+// document is a manifest or an index before it is known which.
+type document struct {
+	SchemaVersion int           `json:"schemaVersion"`
+	MediaType     string        `json:"mediaType"`
+	Config        *Descriptor   `json:"config"`
+	Layers        *[]Descriptor `json:"layers"`
+	Manifests     *[]Descriptor `json:"manifests"`
+}
+
+// isIndex decides by the bytes the digest covers, never by an HTTP header, and
+// refuses documents that could be read both ways (CVE-2021-41190).
+func (d *document) isIndex() (bool, error) {
+	if d.SchemaVersion != 2 {
+		return false, fmt.Errorf("%w: schemaVersion %d: want 2", ErrManifest, d.SchemaVersion)
+	}
+	isManifest := d.Config != nil || d.Layers != nil
+	isIndex := d.Manifests != nil
+	switch d.MediaType {
+	case typeOCIManifest, typeDockerManifest:
+		isManifest = true
+	case typeOCIIndex, typeDockerList:
+		isIndex = true
+	case "":
+	default:
+		return false, fmt.Errorf("%w: media type %q", ErrManifest, podvm.Printable(d.MediaType, 128))
+	}
+	if isManifest == isIndex {
+		return false, fmt.Errorf("%w: neither plainly a manifest nor plainly an index", ErrManifest)
+	}
+	return isIndex, nil
+}
+
+func parseDocument(raw []byte) (*document, bool, error) {
+	var d document
+	if err := json.Unmarshal(raw, &d); err != nil {
+		return nil, false, fmt.Errorf("%w: not valid JSON", ErrManifest)
+	}
+	isIndex, err := d.isIndex()
+	return &d, isIndex, err
+}
+
+// manifest returns the checked manifest in d.
+func (d *document) manifest() (*Manifest, error) {
+	if d.Config == nil || d.Layers == nil {
+		return nil, fmt.Errorf("%w: config or layers missing", ErrManifest)
+	}
+	m := &Manifest{Config: *d.Config, Layers: *d.Layers}
+	if len(m.Layers) > maxLayers {
+		return nil, fmt.Errorf("%w: %d layers: at most %d can be stacked", ErrManifest, len(m.Layers), maxLayers)
+	}
+	if err := m.Config.check(); err != nil {
+		return nil, fmt.Errorf("%w: config: %w", ErrManifest, err)
+	}
+	for i, l := range m.Layers {
+		if err := l.check(); err != nil {
+			return nil, fmt.Errorf("%w: layer %d: %w", ErrManifest, i, err)
+		}
+	}
+	return m, nil
+}
+
+func (d Descriptor) check() error {
+	if err := checkDigest(d.Digest); err != nil {
+		return err
+	}
+	if d.Size < 0 {
+		return fmt.Errorf("size %d is negative", d.Size)
+	}
+	return nil
+}
+
+// baseVariant is the CPU variant that every machine of an architecture runs.
+func baseVariant(architecture string) string {
+	switch architecture {
+	case "amd64":
+		return "v1"
+	case "arm64":
+		return "v8"
+	}
+	return ""
+}
+
+// instance picks the entry of an index for Linux on this machine: the first
+// one that every CPU of the architecture runs, else the first one of the
+// architecture.
+func (d *document) instance() (Descriptor, error) {
+	if len(*d.Manifests) > maxInstances {
+		return Descriptor{}, fmt.Errorf("%w: an index of %d entries: at most %d are read", ErrManifest, len(*d.Manifests), maxInstances)
+	}
+	var found *Descriptor
+	for i := range *d.Manifests {
+		m := &(*d.Manifests)[i]
+		if m.Platform == nil || m.Platform.OS != "linux" || m.Platform.Architecture != runtime.GOARCH {
+			continue
+		}
+		if v := m.Platform.Variant; v == "" || v == baseVariant(runtime.GOARCH) {
+			found = m
+			break
+		}
+		if found == nil {
+			found = m
+		}
+	}
+	if found == nil {
+		err := fmt.Errorf("%w: linux/%s", ErrPlatform, runtime.GOARCH)
+		return Descriptor{}, podvm.Explain(err, "the image has no manifest for linux/"+runtime.GOARCH)
+	}
+	if err := found.check(); err != nil {
+		return Descriptor{}, fmt.Errorf("%w: index entry for linux/%s: %w", ErrManifest, runtime.GOARCH, err)
+	}
+	return *found, nil
+}
