@@ -10,14 +10,13 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -28,30 +27,9 @@ func commands() []*cobra.Command {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:])
+	code := cli.Run(ctx, rootCommand(), "sealctl", os.Args[1:], os.Stderr)
 	stop()
 	os.Exit(code)
-}
-
-// errUsage marks a command line that cannot be understood.
-var errUsage = errors.New("see --help")
-
-func run(ctx context.Context, args []string) int {
-	root := rootCommand()
-	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
-	switch {
-	case err == nil:
-		return 0
-	case ctx.Err() != nil:
-		fmt.Fprintln(os.Stderr, "sealctl: interrupted")
-		return 130
-	}
-	fmt.Fprintf(os.Stderr, "sealctl: %v\n", err)
-	if errors.Is(err, errUsage) {
-		return 2
-	}
-	return 1
 }
 
 func rootCommand() *cobra.Command {
@@ -63,15 +41,8 @@ and signs their images, and shows the whole story on one machine.`,
 		Example: `  sealctl demo
   sealctl relying-party --store ./rp
   sealctl image sign --key cosign.key registry.example/app:1`,
-		Version:       podvm.Version(),
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		Version: podvm.Version(),
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetVersionTemplate("sealctl {{.Version}}\n")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		return fmt.Errorf("%w (%w)", err, errUsage)
-	})
 	root.AddCommand(commands()...)
 	return root
 }

@@ -9,13 +9,14 @@
 package main
 
 import (
-	"errors"
-	"fmt"
+	"context"
+	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -24,30 +25,19 @@ func applets() []*cobra.Command {
 	return []*cobra.Command{}
 }
 
-func main() { os.Exit(run(filepath.Base(os.Args[0]), os.Args[1:])) }
+func main() { os.Exit(run(filepath.Base(os.Args[0]), os.Args[1:], os.Stderr)) }
 
 // run is main with its surroundings as arguments; it returns the exit code.
-func run(argv0 string, args []string) int {
+func run(argv0 string, args []string, stderr io.Writer) int {
 	root := rootCommand()
-	root.SetArgs(args)
 	for _, a := range root.Commands() {
 		if a.Name() == argv0 {
-			root.SetArgs(append([]string{argv0}, args...))
+			args = append([]string{argv0}, args...)
 		}
 	}
-	err := root.Execute()
-	if err == nil {
-		return 0
-	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", argv0, err)
-	if errors.Is(err, errUsage) {
-		return 2
-	}
-	return 1
+	// Daemons watch for signals themselves, see runDaemon.
+	return cli.Run(context.Background(), root, argv0, args, stderr)
 }
-
-// errUsage marks a command line that cannot be understood.
-var errUsage = errors.New("see --help")
 
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
@@ -58,15 +48,8 @@ It acts as the applet whose name it is started under (by a link), or as the
 one named by its first argument.`,
 		Example: `  sealpod attestation-agent -c /run/peerpod/aa.toml
   ln -s sealpod confidential-data-hub && ./confidential-data-hub -c cdh.toml`,
-		Version:       podvm.Version(),
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		Version: podvm.Version(),
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetVersionTemplate("sealpod {{.Version}}\n")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
-		return fmt.Errorf("%w (%w)", err, errUsage)
-	})
 	root.AddCommand(applets()...)
 	return root
 }

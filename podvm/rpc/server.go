@@ -130,7 +130,9 @@ func Serve(ctx context.Context, l net.Listener, log *slog.Logger, register func(
 	}
 	cancel()
 	err = errors.Join(err, srv.Close())
-	<-done
+	if e := <-done; !errors.Is(e, net.ErrClosed) && !errors.Is(e, ttrpc.ErrServerClosed) {
+		err = errors.Join(err, e)
+	}
 	return err
 }
 

@@ -1,0 +1,61 @@
+# Everything a developer or a newcomer runs. Only Go and make are needed for
+# build, demo and test; what else a target wants, it says.
+SHELL := /bin/bash -o pipefail
+GO ?= go
+TOOLS := $(CURDIR)/bin/tools
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/sealpod/sealpod/podvm.version=$(VERSION)
+SOURCES := $(shell git ls-files '*.go' go.mod go.sum 2>/dev/null)
+# The race detector needs a C compiler; everything else here does not.
+RACE := $(if $(shell command -v $(shell $(GO) env CC)),-race,)
+
+.PHONY: build demo test lint fuzz bench proto clean
+build: bin/sealpod bin/sealctl
+
+bin/%: $(SOURCES)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+# make demo ARGS='--image docker.io/library/alpine:3'
+demo: build
+	@bin/sealctl demo $(ARGS)
+
+# Parts that need root or a Debian package are skipped without it, and listed
+# at the end.
+SKIPS := $(CURDIR)/bin/skipped-tests
+test:
+	@mkdir -p bin && : >$(SKIPS)
+	@$(if $(RACE),,echo "NOTE: no C compiler found, so the race detector is off")
+	SEALPOD_SKIPS=$(SKIPS) $(GO) test $(RACE) -count=1 ./...
+	@if [ -s $(SKIPS) ]; then echo "SKIPPED, because this machine lacks what they need:"; sort $(SKIPS) | sed 's/^/  /'; fi
+
+GOLANGCI_LINT := v2.15.0
+lint: $(TOOLS)/golangci-lint
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(TOOLS)/golangci-lint run
+	$(GO) mod tidy -diff
+
+$(TOOLS)/golangci-lint:
+	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT)
+
+# Each fuzz target for FUZZTIME.
+FUZZTIME ?= 10s
+fuzz:
+	@for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do \
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+	  done; done
+
+# Go benchmarks, then the whole-process figures of bench/.
+bench: build
+	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
+
+# Regenerates api/*.pb.go from the .proto files.
+proto:
+	GOBIN=$(TOOLS) $(GO) install github.com/bufbuild/buf/cmd/buf@v1.75.0
+	GOBIN=$(TOOLS) $(GO) install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+	GOBIN=$(TOOLS) $(GO) install github.com/containerd/ttrpc/cmd/protoc-gen-go-ttrpc@v1.2.10
+	cd api && PATH=$(TOOLS):$$PATH buf lint && PATH=$(TOOLS):$$PATH buf generate
+
+clean:
+	rm -rf bin

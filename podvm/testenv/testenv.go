@@ -1,0 +1,40 @@
+// Package testenv says what the machine a test runs on must offer. A test that
+// needs a program or a privilege asks here; it is skipped with a reason when
+// that is missing, or fails when SEALPOD_REQUIRE_TOOLS=1 says that nothing may
+// be missing, as it does in CI. Only tests import this package.
+package testenv
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// RequireEnv is the variable that turns every skip into a failure when "1".
+const RequireEnv = "SEALPOD_REQUIRE_TOOLS"
+
+// Tool returns the path of the program name.
+func Tool(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		missing(t, "needs the program "+name+", which is not installed")
+	}
+	return path
+}
+
+// Root returns only when the test runs as root.
+func Root(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		missing(t, "needs root")
+	}
+}
+
+func missing(t testing.TB, why string) {
+	t.Helper()
+	if os.Getenv(RequireEnv) == "1" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
