@@ -1,0 +1,158 @@
+package kbs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// Defaults of a client.
+const (
+	// defaultAgent is the user agent of the client this one stands in for.
+	// Source: guest-components kbs_protocol/src/lib.rs at 8246e5e0.
+	defaultAgent       = "attestation-agent-kbs-client/0.1.0"
+	defaultAttempts    = 5
+	defaultRetryPause  = time.Second
+	defaultMaxResource = 8 << 20 // twice what a ttrpc frame can carry on
+)
+
+// ClientConfig says which KBS to talk to and how. Zero values are defaults.
+type ClientConfig struct {
+	// URL is the base address, as in "https://kbs.example:8080"; "/kbs/v0" is
+	// appended. Trailing slashes do not matter.
+	URL string
+	// CertPEM holds certificates to trust beside those of the system.
+	CertPEM []byte
+	// UserAgent is the User-Agent header.
+	UserAgent string
+	// RequestTimeout bounds one HTTP request; 60 s by default. The context of
+	// a call bounds the call as a whole.
+	RequestTimeout time.Duration
+	// Attempts is how often a handshake is tried, and RetryPause the time
+	// between: 5 and 1 s by default.
+	Attempts   int
+	RetryPause time.Duration
+	// MaxResource caps an encrypted resource in bytes; 8 MiB by default.
+	MaxResource int64
+	// Log takes a line for every repeated attempt; slog.Default() by default.
+	Log *slog.Logger
+}
+
+// Client attests to one KBS and fetches from it. It keeps its connections and
+// is safe for concurrent use. Close it when done.
+type Client struct {
+	web         *web
+	attempts    int
+	pause       time.Duration
+	maxResource int64
+	log         *slog.Logger
+}
+
+// NewClient checks cfg and returns a client; it does not connect.
+func NewClient(cfg ClientConfig) (*Client, error) {
+	if cfg.UserAgent == "" {
+		cfg.UserAgent = defaultAgent
+	}
+	if cfg.Attempts <= 0 {
+		cfg.Attempts = defaultAttempts
+	}
+	if cfg.RetryPause <= 0 {
+		cfg.RetryPause = defaultRetryPause
+	}
+	if cfg.MaxResource <= 0 {
+		cfg.MaxResource = defaultMaxResource
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	w, err := newWeb(cfg.URL, cfg.UserAgent, cfg.CertPEM, cfg.RequestTimeout)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{web: w, attempts: cfg.Attempts, pause: cfg.RetryPause, maxResource: cfg.MaxResource, log: cfg.Log}, nil
+}
+
+// Close closes the connections that are kept open.
+func (c *Client) Close() { c.web.transport.CloseIdleConnections() }
+
+// Resource fetches what u names with a token and decrypts it with the token's
+// key. It makes one request: getting a fresh token after ErrUnauthorized is the
+// caller's part. The caller wipes the result.
+//
+// Errors: ErrUnauthorized, ErrDenied, ErrNotFound, ErrUnreachable, ErrProtocol,
+// ErrDecrypt.
+func (c *Client) Resource(ctx context.Context, tok *Token, u URI) (podvm.Secret, error) {
+	path := "/kbs/v0/" + u.plugin + "/" + httpPath(u.path)
+	if u.query != "" {
+		path += "?" + u.query
+	}
+	body, err := c.web.send(ctx, request{method: http.MethodGet, path: path, bearer: tok.JWT, limit: c.maxResource})
+	if err != nil {
+		return nil, fmt.Errorf("fetching %s: %w", podvm.Printable(u.String(), 256), c.resourceError(u, err))
+	}
+	defer clear(body)
+	secret, err := tok.Key.Decrypt(body)
+	if err != nil {
+		return nil, podvm.Explain(fmt.Errorf("fetching %s: %w", podvm.Printable(u.String(), 256), err),
+			"the answer of the KBS is not encrypted to the key of this guest")
+	}
+	return secret, nil
+}
+
+// resourceError maps an answer to a resource request. A KBS of this protocol
+// says 401 for nearly everything, so the variant decides.
+// Source: trustee kbs/src/error.rs at 78962cd4; 403 in later commits.
+func (c *Client) resourceError(u URI, err error) error {
+	var e *httpError
+	if !errors.As(err, &e) {
+		return err
+	}
+	name := podvm.Printable(u.String(), 256)
+	switch {
+	case e.status == http.StatusForbidden:
+		return podvm.Explain(fmt.Errorf("%w: %w", ErrDenied, e),
+			fmt.Sprintf("access to %s denied by the resource policy of the KBS (%s)", name, e.detail()))
+	case e.status == http.StatusNotFound && e.variant() == "PluginNotFound":
+		return podvm.Explain(fmt.Errorf("%w: %w", ErrNotFound, e),
+			fmt.Sprintf("no such resource plugin at the KBS: %s", u.plugin))
+	case e.status == http.StatusNotFound && e.info != nil:
+		return podvm.Explain(fmt.Errorf("%w: %w", ErrNotFound, e),
+			fmt.Sprintf("the KBS has no %s (%s)", name, e.detail()))
+	case e.status != http.StatusUnauthorized:
+		return c.web.unexpected(e)
+	case e.variant() == "PolicyDeny":
+		return podvm.Explain(fmt.Errorf("%w: %w: %w", ErrDenied, ErrUnauthorized, e),
+			fmt.Sprintf("access to %s denied by the resource policy of the KBS (%s)", name, e.detail()))
+	case e.variant() == "PluginInternalError":
+		// Token and policy were passed before the plugin was asked.
+		return podvm.Explain(fmt.Errorf("%w: %w", ErrNotFound, e),
+			fmt.Sprintf("the KBS could not return %s; it probably does not exist there (%s)", name, e.detail()))
+	}
+	return podvm.Explain(fmt.Errorf("%w: %w", ErrUnauthorized, e),
+		fmt.Sprintf("the KBS did not accept the attestation token for %s (%s)", name, e.detail()))
+}
+
+// httpPath turns the path of a URI into one that HTTP carries unchanged: a "%"
+// that starts no escape, which the URL standard allows, becomes an escape of
+// itself, and so do the few printable characters HTTP excludes.
+func httpPath(path string) string {
+	var b strings.Builder
+	for i := range len(path) {
+		if path[i] == '%' && (i+2 >= len(path) || !isHex(path[i+1]) || !isHex(path[i+2])) {
+			b.WriteString("%25")
+		} else {
+			b.WriteByte(path[i])
+		}
+	}
+	return percentEncode(b.String(), " \"#<>?\\^`{|}")
+}
+
+func isHex(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F'
+}
