@@ -2,12 +2,129 @@ package layer
 
 import (
 	"context"
+	_ "crypto/sha256" // for digest.Parse, as sha512
+	_ "crypto/sha512"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sealpod/sealpod/podvm"
 )
 
-// Apply reads blob to its end, verifies it against spec and unpacks it into
-// dir, which exists and is empty. key is what UnwrapKey returned for spec.
+// errUpstream is what a stage reads when the one before it failed. It is never
+// reported: the failure it stands for is.
+var errUpstream = errors.New("an earlier stage failed")
+
+// alarmRatio is the inflation above which Apply warns. Gzip ends at 1032.
+const alarmRatio = 200
+
+// Apply reads blob once to its end, verifies it against spec and unpacks it
+// into dir, which exists and is empty. key is what UnwrapKey returned for
+// spec: nil exactly if the media type is not encrypted.
+//
+// Five stages run in goroutines of their own, joined by bounded rings: read
+// and hash the blob, decrypt and hash (encrypted layers), inflate, hash the
+// tar, unpack it. Apply returns when all have ended. If blob is an io.Closer it
+// is closed when ctx ends, so that a Read that hangs cannot hold Apply.
+//
+// Nothing in dir may be trusted, mounted or kept unless the error is nil; the
+// caller removes it otherwise. The error is the first in this order: an error
+// of blob or ctx, ErrTruncated, ErrTooLarge for the blob; then for an encrypted
+// layer ErrDecrypt if digest, HMAC or key do not fit, for a plain one ErrDigest;
+// only then ErrArchive, ErrTooLarge and file system errors of unpacking; last
+// ErrDiffID. ErrMediaType and malformed digests (ErrDigest, ErrDiffID) are found
+// before the first read.
 func Apply(ctx context.Context, blob io.Reader, spec Spec, key *Key, dir string, opts Options) (Stats, error) {
-	return Stats{}, errors.ErrUnsupported
+	r, err := newRun(spec, key, opts)
+	if err != nil {
+		return Stats{}, err
+	}
+	if c, ok := blob.(io.Closer); ok {
+		defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	buffers := newPool()
+	stage := func(run func(out *ring) error) *ring {
+		out := newRing(gctx, buffers)
+		g.Go(func() error { return run(out) })
+		return out
+	}
+	in := stage(func(out *ring) error { return r.fetch(blob, out) })
+	if key != nil {
+		cipher := in
+		in = stage(func(out *ring) error { return r.decrypt(cipher, out) })
+	}
+	packed := in
+	tar := stage(func(out *ring) error { return r.inflate(packed, out) })
+	hashed := stage(func(out *ring) error { return r.hash(tar, out) })
+	g.Go(func() error { return r.unpack(gctx, hashed, dir) })
+	err = g.Wait()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		err = r.verdict()
+	}
+	if err != nil {
+		// No Stats: for an encrypted layer they would tell how far the
+		// unpacker got with unauthenticated bytes.
+		return Stats{}, fmt.Errorf("applying layer %s: %w", podvm.Printable(spec.Digest, 140), err)
+	}
+	if r.stats.Bytes > alarmRatio*r.stats.BlobBytes && r.stats.Bytes > chunkSize {
+		r.log.Warn("Layer inflates unusually", "layer", spec.Digest, "blob_bytes", r.stats.BlobBytes, "bytes", r.stats.Bytes)
+	}
+	if r.stats.SkippedDevices > 0 {
+		r.log.Warn("Device nodes of the layer left out, they need root", "layer", spec.Digest, "count", r.stats.SkippedDevices)
+	}
+	return r.stats, nil
+}
+
+// run is the state of one Apply. Each field below the blank line is written by
+// one stage and read after all have ended.
+type run struct {
+	spec   Spec
+	format format
+	key    *Key
+	opts   Options
+	log    *slog.Logger
+
+	blob, packed, tar                  digest.Verifier // packed: the compressed stream inside an encrypted blob, nil if not known
+	cipherErr, inflateErr, unpackedErr error
+	stats                              Stats
+}
+
+func newRun(spec Spec, key *Key, opts Options) (*run, error) {
+	f, err := formatOf(spec.MediaType)
+	if err != nil {
+		return nil, err
+	}
+	if f.encrypted != (key != nil) {
+		return nil, undecryptable(fmt.Errorf("media type %q with key: %t", spec.MediaType, key != nil), "")
+	}
+	blob, err := digest.Parse(spec.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("%w: malformed digest %q: %v", ErrDigest, podvm.Printable(spec.Digest, 140), err)
+	}
+	diffID, err := digest.Parse(spec.DiffID)
+	if err != nil {
+		return nil, fmt.Errorf("%w: malformed diffID %q: %v", ErrDiffID, podvm.Printable(spec.DiffID, 140), err)
+	}
+	if spec.Size < 0 {
+		return nil, fmt.Errorf("%w: size %d", ErrTruncated, spec.Size)
+	}
+	if opts.MaxBytes == 0 {
+		opts.MaxBytes = DefaultMaxBytes
+	}
+	r := &run{spec: spec, format: f, key: key, opts: opts, log: opts.Log, blob: blob.Verifier(), tar: diffID.Verifier()}
+	if key != nil && key.plain != "" {
+		r.packed = key.plain.Verifier()
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	return r, nil
 }

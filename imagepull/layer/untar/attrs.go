@@ -1,0 +1,184 @@
+package untar
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxXattrs = 64 << 20  // bytes of names and values of attributes in a layer
+	maxNoted  = 128 << 20 // bytes remembered about directories
+	xattrKey  = "SCHILY.xattr."
+)
+
+// attrs is what an entry says about a file besides its content.
+type attrs struct {
+	uid, gid int
+	mode     uint32 // permission, setuid, setgid and sticky bits
+	mtime    unix.Timespec
+	xattrs   []xattr
+}
+
+type xattr struct{ name, value string }
+
+type kind int
+
+const (
+	kindFile kind = iota
+	kindSymlink
+	kindSpecial
+)
+
+// attrsOf checks and filters what hdr says. Attributes of overlayfs itself are
+// dropped: a layer must not tell it to look elsewhere.
+func (x *extractor) attrsOf(hdr *tar.Header) (attrs, error) {
+	// 2^32-1 means "leave as it is" to chown(2).
+	if uint64(hdr.Uid) >= 1<<32-1 || uint64(hdr.Gid) >= 1<<32-1 {
+		return attrs{}, fmt.Errorf("%w: owner %d:%d", ErrArchive, hdr.Uid, hdr.Gid)
+	}
+	a := attrs{
+		uid: hdr.Uid, gid: hdr.Gid, mode: uint32(hdr.Mode) & 0o7777,
+		mtime: unix.Timespec{Sec: hdr.ModTime.Unix(), Nsec: int64(hdr.ModTime.Nanosecond())},
+	}
+	for key, value := range hdr.PAXRecords {
+		name, ok := strings.CutPrefix(key, xattrKey)
+		if !ok || strings.HasPrefix(name, trustedPrefix) || strings.HasPrefix(name, userPrefix) {
+			continue
+		}
+		if name == "" || len(name) > maxName {
+			return attrs{}, fmt.Errorf("%w: attribute name of %d bytes", ErrArchive, len(name))
+		}
+		if x.xattrs += len(name) + len(value); x.xattrs > maxXattrs {
+			return attrs{}, fmt.Errorf("%w: more than %d bytes of attributes", ErrTooLarge, maxXattrs)
+		}
+		a.xattrs = append(a.xattrs, xattr{name, value})
+	}
+	return a, nil
+}
+
+// set gives base in d its attributes; fd is open on it if it is a file. The
+// order matters: chown clears setuid and security.capability, so both come
+// after it; without root user.* needs the write permission that mode may take
+// away; times are last.
+func (x *extractor) set(d dir, base string, fd int, k kind, a attrs) error {
+	if x.opts.Mode == Overlay {
+		if err := unix.Fchownat(d.fd, base, a.uid, a.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("setting the owner: %w", err)
+		}
+	} else {
+		a.mode |= 0o400
+	}
+	err := x.setXattrs(k, a.xattrs, func(name string, value []byte) error {
+		if fd >= 0 {
+			return unix.Fsetxattr(fd, name, value, 0)
+		}
+		return unix.Lsetxattr(d.at(base), name, value, 0)
+	})
+	if err != nil {
+		return err
+	}
+	if k != kindSymlink {
+		// base was made a moment ago and is no symlink to follow.
+		if err := unix.Fchmodat(d.fd, base, a.mode, 0); err != nil {
+			return fmt.Errorf("setting the mode: %w", err)
+		}
+	}
+	times := []unix.Timespec{a.mtime, a.mtime}
+	if err := unix.UtimesNanoAt(d.fd, base, times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("setting the times: %w", err)
+	}
+	return nil
+}
+
+func (x *extractor) setXattrs(k kind, list []xattr, set func(string, []byte) error) error {
+	for _, a := range list {
+		user := strings.HasPrefix(a.name, "user.")
+		if x.opts.Mode == Plain && !user {
+			x.stats.SkippedXattrs++
+			continue
+		}
+		err := set(a.name, []byte(a.value))
+		switch {
+		case err == nil:
+		case user && (errors.Is(err, unix.ENOTSUP) || (k != kindFile && errors.Is(err, unix.EPERM))):
+			// The file system has none, or (EPERM) they exist for files
+			// and directories only.
+			x.stats.SkippedXattrs++
+		default:
+			return fmt.Errorf("setting attribute %.64q: %w", a.name, err)
+		}
+	}
+	return nil
+}
+
+// noteDir remembers what to set on a directory when nothing more is created in
+// it: a file created later changes its time, an inherited ACL its mode, and
+// without root a read-only directory takes no files. The last entry wins.
+func (x *extractor) noteDir(path string, a attrs) error {
+	x.noted += len(path) + 128
+	for _, xa := range a.xattrs {
+		x.noted += len(xa.name) + len(xa.value)
+	}
+	if x.noted > maxNoted {
+		return fmt.Errorf("%w: directories take more than %d bytes to remember", ErrTooLarge, maxNoted)
+	}
+	x.dirs[path] = a
+	return nil
+}
+
+// finishDirs sets attributes of directories, deeper ones first.
+func (x *extractor) finishDirs(ctx context.Context) error {
+	paths := slices.Sorted(maps.Keys(x.dirs))
+	for _, path := range slices.Backward(paths) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := x.finishDir(path, x.dirs[path]); err != nil {
+			return failed(fmt.Sprintf("finishing directory %.256q", path), err)
+		}
+	}
+	return nil
+}
+
+func (x *extractor) finishDir(path string, a attrs) (err error) {
+	if path == "" {
+		path = "."
+	}
+	fd, err := x.openat2(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC,
+		unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_XDEV)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil // a later entry replaced it
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	if x.opts.Mode == Overlay {
+		if err := unix.Fchown(fd, a.uid, a.gid); err != nil {
+			return fmt.Errorf("setting the owner: %w", err)
+		}
+	} else {
+		a.mode |= 0o700
+	}
+	err = x.setXattrs(kindFile, a.xattrs, func(name string, value []byte) error {
+		return unix.Fsetxattr(fd, name, value, 0)
+	})
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchmod(fd, a.mode); err != nil {
+		return fmt.Errorf("setting the mode: %w", err)
+	}
+	times := []unix.Timespec{a.mtime, a.mtime}
+	if err := unix.UtimesNanoAt(fd, ".", times, 0); err != nil {
+		return fmt.Errorf("setting the times: %w", err)
+	}
+	return nil
+}
