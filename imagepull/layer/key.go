@@ -62,6 +62,9 @@ func (k *Key) Wipe() {
 // Format implements fmt.Formatter for every verb.
 func (k *Key) Format(f fmt.State, verb rune) { podvm.Secret(nil).Format(f, verb) }
 
+// MarshalText implements encoding.TextMarshaler, which encoding/json uses too.
+func (k *Key) MarshalText() ([]byte, error) { return podvm.Secret(nil).MarshalText() }
+
 // LogValue implements slog.LogValuer.
 func (k *Key) LogValue() slog.Value { return podvm.Secret(nil).LogValue() }
 
