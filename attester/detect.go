@@ -1,0 +1,115 @@
+package attester
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/sealpod/sealpod/attester/sample"
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// What Detect tells apart.
+var (
+	// ErrNoAttester says that a TEE was found that this program cannot make
+	// evidence of.
+	ErrNoAttester = errors.New("no attester for this TEE")
+	// ErrNoTEE says that no TEE was found and sample is not allowed.
+	ErrNoTEE = errors.New("no TEE found")
+	// ErrAllowList says that the allow-list names something unknown.
+	ErrAllowList = errors.New("invalid list of attesters")
+)
+
+// Options says where to look and what may be used.
+type Options struct {
+	Host podvm.Host
+	// Allow lists the TEEs, primary and device, that may be used; empty means
+	// all. A TEE that is found but not listed is passed over with a warning,
+	// so an image can be made to attest as one TEE only.
+	Allow []string
+	// Log takes the outcome; nil means slog.Default().
+	Log *slog.Logger
+}
+
+// Detect probes for the TEEs of this machine in upstream's order and returns
+// attesters for the first primary one and for every device. It never falls
+// back silently: sample needs every probe to say no and is announced at WARN.
+//
+// Errors: ErrNoAttester, ErrNoTEE, ErrAllowList.
+// Source: guest-components attestation-agent/attester/src/lib.rs at 8246e5e0.
+func Detect(ctx context.Context, o Options) (*Set, error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if err := CheckAllow(o.Allow); err != nil {
+		return nil, err
+	}
+	primary, err := o.primary(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Set{Primary: primary, Devices: o.devices()}, nil
+}
+
+func (o Options) primary(ctx context.Context) (Attester, error) {
+	for _, probe := range probes() {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("detecting the TEE: %w", err)
+		}
+		tee := probe(o)
+		if tee == "" {
+			continue
+		}
+		if !o.allows(tee) {
+			o.Log.Warn("A TEE is passed over because the list of attesters leaves it out", "tee", tee)
+			continue
+		}
+		// No attester of a hardware TEE is part of this program yet.
+		return nil, podvm.Explain(fmt.Errorf("detecting the TEE: %w: %s", ErrNoAttester, tee),
+			fmt.Sprintf("this machine is a TEE of type %s, which this build cannot attest", tee))
+	}
+	if !o.allows(sample.TEE) {
+		return nil, podvm.Explain(fmt.Errorf("detecting the TEE: %w, allowed are %s", ErrNoTEE, strings.Join(o.Allow, ", ")),
+			"no allowed TEE was found on this machine")
+	}
+	o.Log.Warn("No TEE is used: evidence of type sample proves nothing", "tee", sample.TEE)
+	return sample.New(), nil
+}
+
+func (o Options) devices() []Attester {
+	var out []Attester
+	if _, on := o.Host.Env("ENABLE_SAMPLE_DEVICE"); on && o.allows(sample.DeviceTEE) {
+		o.Log.Warn("A sample device is used: its evidence proves nothing", "tee", sample.DeviceTEE)
+		out = append(out, sample.NewDevice())
+	}
+	return out
+}
+
+func (o Options) allows(tee string) bool {
+	return len(o.Allow) == 0 || slices.Contains(o.Allow, tee)
+}
+
+// names is every TEE an allow-list may name.
+// Source: kbs-types 0.18, enum Tee.
+func names() []string {
+	return []string{
+		"tdx", "sgx", "az-tdx-vtpm", "az-snp-vtpm", "snp", "csv", "cca", "se", "tpm", sample.TEE,
+		"nvidia", "hygondcu", sample.DeviceTEE,
+	}
+}
+
+// CheckAllow returns ErrAllowList when allow names a TEE nobody knows.
+func CheckAllow(allow []string) error {
+	for _, tee := range allow {
+		if !slices.Contains(names(), tee) {
+			return fmt.Errorf("%w: %q: want some of %s", ErrAllowList, podvm.Printable(tee, 64), strings.Join(names(), ", "))
+		}
+	}
+	return nil
+}
+
+// Supported returns the wire names of the TEEs that evidence can be made of.
+func Supported() []string { return []string{sample.TEE, sample.DeviceTEE} }
