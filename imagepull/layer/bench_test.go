@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,31 +14,35 @@ import (
 	"github.com/sealpod/sealpod/imagepull/layer/untar"
 )
 
-// benchTar resembles an application layer: 1500 files in 150 directories,
-// from 100 bytes to 1 MiB, 64 MB in all, text that gzip shrinks to about a third.
+// benchTar is a tar of up to 96 MB from the Go installation: programs and
+// source files, of sizes from nothing to 20 MB, as in an application layer.
 func benchTar(b *testing.B) []byte {
 	b.Helper()
+	out, err := exec.CommandContext(b.Context(), "go", "env", "GOROOT").Output()
+	must(b, err)
+	goroot := strings.TrimSpace(string(out))
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	random := noise(4 << 20)
-	var words strings.Builder
-	for i := 0; words.Len() < 8<<20; i++ {
-		fmt.Fprintf(&words, "%x func return %s\n", random[i*7%len(random)&^7:][:6], "if err != nil")
-	}
-	text := words.String()
-	sizes := []int{100, 700, 2500, 6000, 9000, 14000, 20000, 30000, 45000, 300000}
-	for i := range 1500 {
-		if i%10 == 0 {
-			must(b, w.WriteHeader(&tar.Header{Name: fmt.Sprintf("usr/lib/dir%d/", i/10), Typeflag: tar.TypeDir, Mode: 0o755}))
-		}
-		n := sizes[i%len(sizes)]
-		if i%100 == 99 {
-			n = 1 << 20
-		}
-		at := i * 4099 % (len(text) - n)
-		must(b, w.WriteHeader(&tar.Header{Name: fmt.Sprintf("usr/lib/dir%d/file%d", i/10, i), Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(n)}))
-		_, err := w.Write([]byte(text[at : at+n]))
-		must(b, err)
+	for i, dir := range []string{"pkg/tool", "src"} {
+		limit := (i + 1) * 48 << 20
+		must(b, filepath.WalkDir(filepath.Join(goroot, dir), func(p string, d fs.DirEntry, err error) error {
+			if err != nil || buf.Len() > limit || d.Type()&^fs.ModeDir != 0 {
+				return err
+			}
+			fi, err := d.Info()
+			must(b, err)
+			h, err := tar.FileInfoHeader(fi, "")
+			must(b, err)
+			h.Name = strings.TrimPrefix(p, goroot)
+			must(b, w.WriteHeader(h))
+			if d.IsDir() {
+				return nil
+			}
+			raw, err := os.ReadFile(p)
+			must(b, err)
+			_, err = w.Write(raw)
+			return err
+		}))
 	}
 	must(b, w.Close())
 	return buf.Bytes()

@@ -2,6 +2,7 @@ package untar
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -140,7 +141,7 @@ func isSparse(hdr *tar.Header) bool {
 
 // writeSparse writes data but leaves blocks of zeros out.
 func (x *extractor) writeSparse(fd int, data io.Reader, size int64) error {
-	const block = 4096
+	var zero [4096]byte
 	var at int64
 	for at < size {
 		n, err := io.ReadFull(data, x.buf[:min(size-at, int64(len(x.buf)))])
@@ -148,9 +149,9 @@ func (x *extractor) writeSparse(fd int, data io.Reader, size int64) error {
 			return fmt.Errorf("%w: sparse file: %w", ErrArchive, err)
 		}
 		for b := x.buf[:n]; len(b) > 0; {
-			part := b[:min(block, len(b))]
+			part := b[:min(len(zero), len(b))]
 			b = b[len(part):]
-			if !allZero(part) {
+			if !bytes.Equal(part, zero[:len(part)]) {
 				if _, err := unix.Seek(fd, at, io.SeekStart); err != nil {
 					return err
 				}
@@ -162,15 +163,6 @@ func (x *extractor) writeSparse(fd int, data io.Reader, size int64) error {
 		}
 	}
 	return unix.Ftruncate(fd, size)
-}
-
-func allZero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
 }
 
 func (x *extractor) dir(d dir, base string, a attrs) error {
