@@ -22,7 +22,9 @@ import (
 
 // applets is every program in this binary, under the name upstream gives it.
 func applets() []*cobra.Command {
-	return []*cobra.Command{}
+	return []*cobra.Command{
+		attestationAgent(),
+	}
 }
 
 func main() { os.Exit(run(filepath.Base(os.Args[0]), os.Args[1:], os.Stderr)) }

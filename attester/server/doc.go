@@ -1,0 +1,13 @@
+// Package server is the attestation agent: evidence, tokens and measurements
+// over ttrpc on a unix socket, as upstream's ttrpc-aa offers them.
+//
+// Data path: the data hub and api-server-rest call it; it calls the attesters
+// of package attester and the KBS through package kbs.
+//
+// Trust: callers are local but not trusted, the KBS is hostile, the
+// configuration comes from the host. What a caller can ask for is what the pod
+// may ask for; nothing here is secret except TEE keys, which leave only with
+// their token.
+//
+// Source: guest-components attestation-agent at 8246e5e0.
+package server

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sealpod/sealpod/attester"
+	"github.com/sealpod/sealpod/attester/server"
+	"github.com/sealpod/sealpod/cmd/internal/cli"
+	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/rpc"
+)
+
+// agentFlags is the command line of upstream's ttrpc-aa, and --check-config.
+type agentFlags struct {
+	socket, config, digest, toml string
+	version, check               bool
+}
+
+func attestationAgent() *cobra.Command {
+	var f agentFlags
+	cmd := &cobra.Command{
+		Use:   "attestation-agent",
+		Short: "Evidence, tokens and measurements for the pod, over ttrpc",
+		Long: `The attestation agent proves to a Key Broker Service (KBS) what this guest is,
+and hands the resulting tokens to the data hub and the pod.
+
+Without -c, the KBS comes from AA_KBC_PARAMS or the kernel parameter
+agent.aa_kbc_params (cc_kbc::URL). SEALPOD_ATTESTERS lists the TEEs that may
+be used, RUST_LOG sets the log level.`,
+		Example: `  attestation-agent -c /run/peerpod/aa.toml
+  attestation-agent -c aa.toml -a unix:///tmp/aa.sock
+  attestation-agent -c aa.toml --check-config`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.OutOrStdout()) },
+	}
+	fl := cmd.Flags()
+	fl.StringVarP(&f.socket, "attestation_sock", "a", "unix://"+podvm.AASocket, "listen on this socket, `unix://PATH`")
+	fl.StringVarP(&f.config, "config-file", "c", "", "configuration `file`, .toml or .json")
+	fl.StringVarP(&f.digest, "initdata-digest", "i", "", "bind this init data `digest` (base64)")
+	fl.StringVarP(&f.toml, "initdata-toml", "t", "", "hash and bind this init data `file`, and send it to the KBS; wins over -i")
+	fl.BoolVarP(&f.version, "version", "V", false, "print the version and what is supported")
+	fl.BoolVar(&f.check, "check-config", false, "check the configuration, print it without secrets, and exit")
+	return cmd
+}
+
+func (f agentFlags) run(out io.Writer) error {
+	if f.version {
+		_, err := fmt.Fprintf(out, "%s\nsupported attesters: %s\ntoken plugins: kbs, coco_as\n",
+			podvm.Version(), strings.Join(attester.Supported(), ", "))
+		return err
+	}
+	path, err := rpc.SocketPath(f.socket)
+	if err != nil {
+		return fmt.Errorf("--attestation_sock: %w (%w)", err, cli.ErrUsage)
+	}
+	config, unknown, err := server.LoadConfig(f.config, podvm.Host{})
+	if err != nil {
+		return err
+	}
+	if f.check {
+		return checkAgentConfig(out, f.config, config, unknown)
+	}
+	return runDaemon("attestation-agent", config.Log.Level, func(ctx context.Context, host podvm.Host, log *slog.Logger) error {
+		for _, u := range unknown {
+			log.Warn("The configuration has a key that nothing reads", "file", f.config, "key", u.Key, "line", u.Line)
+		}
+		return f.serve(ctx, path, config, host, log)
+	})
+}
+
+// serve gets everything ready before the socket appears: its existence is the
+// signal that others start on.
+func (f agentFlags) serve(ctx context.Context, path string, config server.Config, host podvm.Host, log *slog.Logger) error {
+	tees, err := attester.Detect(ctx, attester.Options{Host: host, Allow: config.Attester.Allow, Log: log})
+	if err != nil {
+		return err
+	}
+	doc, err := server.BindInitData(ctx, tees, f.digest, f.toml, log)
+	if err != nil {
+		return err
+	}
+	agent := server.New(server.Deps{Config: config, TEEs: tees, InitData: doc, Log: log})
+	defer agent.Close()
+	l, err := rpc.Listen(ctx, path)
+	if err != nil {
+		return err
+	}
+	log.Info("Ready", "socket", path, "tee", tees.TEE(), "devices", tees.DeviceTEEs())
+	return rpc.Serve(ctx, l, log, agent.Register)
+}
+
+func checkAgentConfig(out io.Writer, path string, config server.Config, unknown []podvm.UnknownKey) error {
+	if err := config.Describe(out); err != nil {
+		return err
+	}
+	for _, u := range unknown {
+		if _, err := fmt.Fprintf(out, "warning: %s: %s\n", path, u); err != nil {
+			return err
+		}
+	}
+	if err := config.CheckClients(); err != nil {
+		return errors.Join(errors.New("the configuration is not usable"), err)
+	}
+	return nil
+}
