@@ -3,7 +3,6 @@ package imagepull
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/sealpod/sealpod/imagepull/registry"
 	"github.com/sealpod/sealpod/podvm"
@@ -102,8 +101,10 @@ func (c Config) Validate() error {
 		return fmt.Errorf("%w: max_concurrent_layer_downloads_per_image is %d: want 1 to %d",
 			ErrConfig, c.ConcurrentLayers, maxConcurrentLayers)
 	}
-	if i := slices.Index(c.ExtraRoots, ""); i >= 0 {
-		return fmt.Errorf("%w: extra_root_certificates[%d] is empty", ErrConfig, i)
+	if c.Registries != nil {
+		if err := c.Registries.Validate(); err != nil {
+			return fmt.Errorf("%w: registry_config: %w", ErrConfig, err)
+		}
 	}
 	return nil
 }

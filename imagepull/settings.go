@@ -1,0 +1,179 @@
+package imagepull
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sealpod/sealpod/imagepull/layer"
+	"github.com/sealpod/sealpod/imagepull/policy"
+	"github.com/sealpod/sealpod/imagepull/registry"
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// Caps on what the configuration points to, in bytes.
+const (
+	maxAuthFile  = 1 << 20
+	maxRulesFile = 1 << 20
+	maxPolicy    = 1 << 20
+	maxPolicyKey = 64 << 10
+)
+
+// settings is what the configuration points to, as of one pull. It is fetched
+// anew each time, so a change in the KBS takes effect with the next pull, and
+// kept in memory only.
+type settings struct {
+	rules  *registry.Rules
+	auth   *registry.AuthFile
+	policy *policy.Policy // nil: everything is allowed
+}
+
+func (p *Puller) settings(ctx context.Context, log *slog.Logger) (*settings, error) {
+	s := &settings{rules: &registry.Rules{}, auth: &registry.AuthFile{}}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.loadRules(ctx, log, s) })
+	g.Go(func() error { return p.loadAuth(ctx, s) })
+	g.Go(func() error { return p.loadPolicy(ctx, log, s) })
+	return s, g.Wait()
+}
+
+func (p *Puller) loadRules(ctx context.Context, log *slog.Logger, s *settings) error {
+	conf := p.deps.Config
+	if conf.Registries != nil {
+		s.rules = conf.Registries
+		return nil // validated with the configuration
+	}
+	if conf.RegistriesURI == "" {
+		return nil
+	}
+	raw, err := p.read(ctx, conf.RegistriesURI, maxRulesFile)
+	if err != nil {
+		return fmt.Errorf("fetching the registry configuration: %w", err)
+	}
+	defer raw.Wipe()
+	rules, unknown, err := registry.ParseRules(raw)
+	if err != nil {
+		return podvm.Explain(err, "the registry configuration is not usable: "+podvm.Printable(err.Error(), 300))
+	}
+	for _, u := range unknown {
+		log.Warn("Registry configuration: "+u.String(), "uri", conf.RegistriesURI)
+	}
+	s.rules = rules
+	return nil
+}
+
+func (p *Puller) loadAuth(ctx context.Context, s *settings) error {
+	if p.deps.Config.AuthURI == "" {
+		return nil
+	}
+	raw, err := p.read(ctx, p.deps.Config.AuthURI, maxAuthFile)
+	if err != nil {
+		return fmt.Errorf("fetching the registry credentials: %w", err)
+	}
+	defer raw.Wipe()
+	if s.auth, err = registry.ParseAuthFile(raw); err != nil {
+		return podvm.Explain(err, "the registry credentials file is not usable: "+err.Error())
+	}
+	return nil
+}
+
+func (p *Puller) loadPolicy(ctx context.Context, log *slog.Logger, s *settings) error {
+	conf := p.deps.Config
+	raw := podvm.Secret(conf.Policy)
+	if conf.PolicyURI != "" {
+		var err error
+		if raw, err = p.read(ctx, conf.PolicyURI, maxPolicy); err != nil {
+			return fmt.Errorf("fetching the image security policy: %w", err)
+		}
+	} else if conf.Policy == "" {
+		return nil
+	}
+	parsed, err := policy.Parse(raw)
+	if err != nil {
+		return err
+	}
+	for _, w := range parsed.Warnings() {
+		log.Warn("Image security policy: " + w)
+	}
+	s.policy = parsed
+	return nil
+}
+
+// policyKey fetches a verification key that the policy points to.
+func (p *Puller) policyKey(ctx context.Context, uri string) ([]byte, error) {
+	return p.read(ctx, uri, maxPolicyKey)
+}
+
+// read fetches what a URI of the configuration points to. The caller wipes it.
+// Errors carry a podvm.Cause.
+func (p *Puller) read(ctx context.Context, uri string, limit int64) (podvm.Secret, error) {
+	shown := podvm.Printable(uri, 256)
+	scheme, rest, isURI := strings.Cut(uri, "://")
+	switch {
+	case isURI && (scheme == "kbs" || strings.HasPrefix(scheme, "kbs+")):
+		b, err := p.deps.Resources.Resource(ctx, uri)
+		if err == nil && int64(len(b)) > limit {
+			b.Wipe()
+			err = fmt.Errorf("%w: more than %d bytes", podvm.ErrTooLarge, limit)
+		}
+		if err != nil {
+			return nil, podvm.Explain(fmt.Errorf("fetching %s: %w", shown, err), unreadable(shown, podvm.Cause(err)))
+		}
+		return b, nil
+	case isURI && scheme != "file":
+		err := fmt.Errorf("%w: %s: want kbs://, file:// or a path", ErrConfig, shown)
+		return nil, podvm.Explain(err, unreadable(shown, "unknown scheme"))
+	case !isURI:
+		rest = uri
+	}
+	b, err := podvm.ReadFileMax(rest, limit)
+	if err != nil {
+		why := ""
+		if errors.Is(err, fs.ErrNotExist) {
+			why = "no such file"
+		}
+		return nil, podvm.Explain(err, unreadable(shown, why))
+	}
+	return b, nil
+}
+
+func unreadable(uri, why string) string {
+	if why == "" {
+		return uri + " cannot be read"
+	}
+	return uri + " cannot be read: " + why
+}
+
+// explainLayer attaches the sentence users see to an error of a layer that has
+// none yet.
+func explainLayer(err error, digest string) error {
+	if err == nil || podvm.Cause(err) != "" {
+		return err
+	}
+	why := ""
+	switch {
+	case errors.Is(err, layer.ErrDigest):
+		why = "blob digest mismatch, the registry served other bytes than the manifest names"
+	case errors.Is(err, layer.ErrDiffID):
+		why = "diffID mismatch, the layer is not the one the image configuration names"
+	case errors.Is(err, layer.ErrTruncated):
+		why = "truncated"
+	case errors.Is(err, layer.ErrMediaType):
+		why = podvm.Printable(layer.ErrMediaType.Error(), 64)
+	case errors.Is(err, layer.ErrTooLarge):
+		why = "too large"
+	case errors.Is(err, layer.ErrArchive):
+		// Its blob is authentic by now, so details tell nobody anything new.
+		why = podvm.Printable(err.Error(), 300)
+	case errors.Is(err, errNoSpace):
+		why = "no space left in the image store"
+	default:
+		return err
+	}
+	return podvm.Explain(err, "layer "+digest+": "+why)
+}

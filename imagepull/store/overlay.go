@@ -1,0 +1,258 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/sealpod/sealpod/imagepull/layer"
+)
+
+// chooseMode tries what Overlay mode needs: whiteout devices, trusted
+// attributes and the mount itself. Anything but a refusal for lack of privilege
+// is an error: a pod VM that cannot mount should say so, not degrade.
+func (s *Store) chooseMode(plain bool) (layer.Mode, error) {
+	if plain {
+		s.log.Warn("Images are merged into plain directories as asked: owners and devices are not kept")
+		return layer.Plain, nil
+	}
+	err := s.probe()
+	switch {
+	case err == nil:
+		return layer.Overlay, nil
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		s.log.Warn("Overlay mounts are not permitted, images are merged into plain directories: owners and devices are not kept", "err", err)
+		return layer.Plain, nil
+	}
+	return 0, fmt.Errorf("trying an overlay mount: %w", err)
+}
+
+func (s *Store) probe() (err error) {
+	dir, err := os.MkdirTemp(s.path("tmp"), "probe-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	for _, d := range []string{"lower", "upper", "work", "rootfs"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mknod(filepath.Join(dir, "lower", "whiteout"), unix.S_IFCHR, 0); err != nil {
+		return fmt.Errorf("creating a whiteout: %w", err)
+	}
+	if err := unix.Lsetxattr(filepath.Join(dir, "lower"), "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		return fmt.Errorf("setting a trusted attribute: %w", err)
+	}
+	rootfs := filepath.Join(dir, "rootfs")
+	if err := mountIn(dir, rootfs, "lowerdir=lower,upperdir=upper,workdir=work"); err != nil {
+		return err
+	}
+	return unmount(rootfs)
+}
+
+// mount puts an overlay of layers, base first, on target. Upper and work
+// directory are new. The lower directories are named by short symbolic links,
+// relative to the working directory of the mount call, because the options of
+// mount(2) must fit a page; with that overlayfs's own limit of 500 is reached.
+func (l *Lease) mount(target string, layers []string) error {
+	s := l.store
+	if err := s.sweep(); err != nil {
+		return fmt.Errorf("cleaning up after earlier mounts: %w", err)
+	}
+	dir, err := s.newMount()
+	if err != nil {
+		return fmt.Errorf("preparing the overlay: %w", err)
+	}
+	id := filepath.Base(dir)
+	defer s.mountDone(id)
+	l.undo = append(l.undo, func() error { return removeAll(dir) })
+
+	lowers, err := link(dir, layers)
+	if err != nil {
+		return fmt.Errorf("preparing the overlay: %w", err)
+	}
+	// The id in the options is how sweep and unmountOwn know this mount again.
+	options := fmt.Sprintf("lowerdir=%s,upperdir=../../%[2]s/upper,workdir=../../%[2]s/work", strings.Join(lowers, ":"), id)
+	if err := mountIn(filepath.Join(dir, "l"), target, options); err != nil {
+		return fmt.Errorf("mounting %d layers on %s: %w", len(layers), target, err)
+	}
+	l.undo = append(l.undo, func() error { return unmount(target) })
+	return nil
+}
+
+// newMount makes a directory below overlay/ that sweep leaves alone until
+// mountDone.
+func (s *Store) newMount() (dir string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if dir, err = os.MkdirTemp(s.path("overlay"), ""); err == nil {
+		s.mounts[filepath.Base(dir)] = struct{}{}
+	}
+	return dir, err
+}
+
+func (s *Store) mountDone(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.mounts, id)
+}
+
+// link fills dir with upper/, work/ and l/, and returns the names in l/ of the
+// layers, top first. A layer that occurs twice counts where it is topmost: all
+// it holds shows there, and overlayfs refuses the same directory twice.
+func link(dir string, layers []string) ([]string, error) {
+	for _, d := range []string{"upper", "work", "l", "empty"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	if len(layers) == 0 {
+		layers = []string{filepath.Join(dir, "empty")} // an image from scratch
+	}
+	var names []string
+	seen := map[string]bool{}
+	for _, path := range slices.Backward(layers) {
+		if seen[path] {
+			continue
+		}
+		seen[path] = true
+		name := strconv.Itoa(len(names))
+		if err := os.Symlink(path, filepath.Join(dir, "l", name)); err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	return names, nil
+}
+
+// mountIn mounts an overlay on target, which is absolute, with the relative
+// paths in options taken from dir.
+func mountIn(dir, target, options string) error {
+	done := make(chan error, 1)
+	go func() {
+		// The thread gets a working directory of its own. It is not unlocked,
+		// so the runtime ends it with the goroutine.
+		runtime.LockOSThread()
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return fmt.Errorf("separating the working directory: %w", err)
+			}
+			if err := unix.Chdir(dir); err != nil {
+				return fmt.Errorf("entering %s: %w", dir, err)
+			}
+			if err := unix.Mount("overlay", target, "overlay", 0, options); err != nil {
+				return fmt.Errorf("mount: %w", err)
+			}
+			return nil
+		}()
+	}()
+	return <-done
+}
+
+// unmount takes the mount off target, now for new users and when the last user
+// is gone for good.
+func unmount(target string) error {
+	err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EBUSY) {
+		err = unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
+	if err != nil {
+		return fmt.Errorf("unmounting %s: %w", target, err)
+	}
+	return nil
+}
+
+// unmountOwn unmounts what an earlier pull put on target, so that a retry does
+// not stack a second mount. A mount of someone else is ErrRootfs, one in use is
+// EBUSY.
+func (s *Store) unmountOwn(target string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
+	if err != nil {
+		return fmt.Errorf("reading the mount table: %w", err)
+	}
+	for _, m := range slices.Backward(mounts) {
+		if !s.owns(m) {
+			return occupied("something else is mounted on it")
+		}
+		s.log.Warn("Replacing the rootfs of an earlier pull", "rootfs", target)
+		if err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmounting the earlier rootfs: %w", err)
+		}
+	}
+	return nil
+}
+
+// owns says whether m is an overlay made by this store.
+func (s *Store) owns(m *mountinfo.Info) bool {
+	id := mountID(m)
+	if id == "" {
+		return false
+	}
+	_, err := os.Lstat(s.path("overlay", id))
+	return err == nil
+}
+
+// mountID returns the name below overlay/ that the options of m carry.
+func mountID(m *mountinfo.Info) string {
+	if m.FSType != "overlay" {
+		return ""
+	}
+	for _, o := range strings.Split(m.VFSOptions, ",") {
+		if rest, ok := strings.CutPrefix(o, "upperdir=../../"); ok {
+			id, ok := strings.CutSuffix(rest, "/upper")
+			if ok && strings.Trim(id, "0123456789") == "" {
+				return id
+			}
+		}
+	}
+	return ""
+}
+
+// sweep removes upper and work directories whose mount is gone: kata-agent
+// unmounts a rootfs without telling.
+func (s *Store) sweep() error {
+	ids, err := s.unmounted()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if err := removeAll(s.path("overlay", id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmounted lists the names below overlay/ that no mount uses or is about to.
+func (s *Store) unmounted() ([]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list, err := os.ReadDir(s.path("overlay"))
+	if err != nil || len(list) == 0 {
+		return nil, err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
+	if err != nil {
+		return nil, fmt.Errorf("reading the mount table: %w", err)
+	}
+	used := map[string]bool{}
+	for _, m := range mounts {
+		used[mountID(m)] = true
+	}
+	var ids []string
+	for _, d := range list {
+		if _, setup := s.mounts[d.Name()]; !setup && !used[d.Name()] {
+			ids = append(ids, d.Name())
+		}
+	}
+	return ids, nil
+}

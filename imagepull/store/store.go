@@ -1,0 +1,216 @@
+package store
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sealpod/sealpod/imagepull/layer"
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// ErrBusy says that another process uses the work directory.
+var ErrBusy = errors.New("image store is in use by another process")
+
+// Options configures Open.
+type Options struct {
+	// Plain merges layers into a directory even where overlayfs can be used.
+	Plain bool
+	// Host is where the boot id is read.
+	Host podvm.Host
+	// Log receives warnings; nil means slog.Default.
+	Log *slog.Logger
+}
+
+// Store is a work directory. It is safe for concurrent use.
+type Store struct {
+	dir  string // absolute
+	mode layer.Mode
+	log  *slog.Logger
+	lock *os.File
+
+	mu     sync.Mutex
+	layers map[string]*entry   // by directory name
+	mounts map[string]struct{} // ids below overlay/ that are being set up
+}
+
+// entry is one layer, staged or committed.
+type entry struct {
+	filling chan struct{} // closed when staging ends; nil for a committed layer
+	refs    int           // leases that hold it
+	keep    bool          // belongs to an image that was pulled completely
+}
+
+// ID names a layer by what it was and what it became. Neither alone is enough:
+// the same blob under another config promises other content.
+type ID struct {
+	Blob   string // digest of the blob in the registry
+	DiffID string // digest of the plain tar
+}
+
+// Open takes hold of the work directory dir, creates it if needed, and removes
+// what earlier processes left unfinished. Where overlayfs is not permitted
+// (EPERM, EACCES) it warns and works in Plain mode.
+//
+// Errors: ErrBusy.
+func Open(dir string, opts Options) (_ *Store, err error) {
+	if opts.Log == nil {
+		opts.Log = slog.Default()
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, fmt.Errorf("resolving %s: %w", dir, err)
+	}
+	s := &Store{dir: dir, log: opts.Log, layers: map[string]*entry{}, mounts: map[string]struct{}{}}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("creating the image store: %w", err)
+	}
+	if s.lock, err = lockFile(s.path("lock")); err != nil {
+		return nil, fmt.Errorf("opening the image store %s: %w", dir, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.lock.Close())
+		}
+	}()
+	if err := s.recover(opts.Host); err != nil {
+		return nil, fmt.Errorf("opening the image store %s: %w", dir, err)
+	}
+	if s.mode, err = s.chooseMode(opts.Plain); err != nil {
+		return nil, fmt.Errorf("opening the image store %s: %w", dir, err)
+	}
+	if err := s.sweep(); err != nil {
+		return nil, fmt.Errorf("opening the image store %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+// Close lets go of the work directory. Layers and mounts stay. No Lease may be
+// open.
+func (s *Store) Close() error { return s.lock.Close() }
+
+// Mode is how layers have to be unpacked for this store.
+func (s *Store) Mode() layer.Mode { return s.mode }
+
+// Has says whether the layer is there, verified.
+func (s *Store) Has(id ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.layers[s.name(id)]
+	return e != nil && e.filling == nil
+}
+
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+const plainSuffix = ".plain"
+
+var layerName = regexp.MustCompile(`^[0-9a-f]{64}(\.plain)?$`)
+
+// name is the directory of a layer below layers/. The two modes lay layers out
+// differently and never share one.
+func (s *Store) name(id ID) string {
+	sum := sha256.Sum256([]byte(id.Blob + "\n" + id.DiffID))
+	name := hex.EncodeToString(sum[:])
+	if s.mode == layer.Plain {
+		name += plainSuffix
+	}
+	return name
+}
+
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrBusy
+		}
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// recover creates the layout, empties tmp/ and takes stock of layers/.
+func (s *Store) recover(host podvm.Host) error {
+	if err := removeAll(s.path("tmp")); err != nil {
+		return err
+	}
+	for _, d := range []string{"layers", "overlay", "tmp"} {
+		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
+			return err
+		}
+	}
+	boot, err := podvm.ReadFileMax(host.Path("/proc/sys/kernel/random/boot_id"), 128)
+	if err != nil {
+		s.log.Warn("Boot id not readable, layers of earlier runs are dropped", "err", err)
+	}
+	before, err := podvm.ReadFileMax(s.path("boot_id"), 128)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, podvm.ErrTooLarge) {
+		return err
+	}
+	if len(boot) == 0 || !bytes.Equal(boot, before) {
+		if err := s.forget(); err != nil {
+			return err
+		}
+		if err := os.WriteFile(s.path("boot_id"), boot, 0o600); err != nil {
+			return err
+		}
+	}
+	list, err := os.ReadDir(s.path("layers"))
+	if err != nil {
+		return err
+	}
+	for _, d := range list {
+		if !d.IsDir() || !layerName.MatchString(d.Name()) {
+			s.log.Warn("Foreign entry in the layer store ignored", "name", podvm.Printable(d.Name(), 128))
+			continue
+		}
+		s.layers[d.Name()] = &entry{keep: true}
+	}
+	return nil
+}
+
+// forget removes all layers: another boot left them.
+func (s *Store) forget() error {
+	list, err := os.ReadDir(s.path("layers"))
+	if err != nil {
+		return err
+	}
+	for _, d := range list {
+		if !layerName.MatchString(d.Name()) {
+			continue
+		}
+		if err := removeAll(s.path("layers", d.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeAll is os.RemoveAll for trees whose directories may lack write
+// permission for their owner.
+func removeAll(path string) error {
+	err := os.RemoveAll(path)
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			err = os.Chmod(p, 0o700) //nolint:gosec // about to be removed
+		}
+		return err
+	})
+	return os.RemoveAll(path)
+}
