@@ -1,0 +1,157 @@
+// Package strict reads JSON and base64 the way the Rust programs Sealpod
+// replaces do, where encoding/json and encoding/base64 are more lenient: names
+// match exactly, null is not a string, nothing follows the value, text is
+// UTF-8, base64 holds no line ends and no stray bits.
+//
+// Data path: the parsers of the data hub (annotation packets, key provider
+// requests, offline resource files, event log entries) stand on it.
+//
+// Trust: input is hostile. Callers cap its size; nesting is bounded by
+// encoding/json. Error texts name members, never their values.
+//
+// It does not decode into structs: the documents it is for have four to eight
+// members, and each parser says itself what may be missing.
+package strict
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// Members calls each for every member of the JSON object raw in order; equal
+// names are not merged. Values stay encoded and are copies that each may keep
+// and wipe.
+func Members(raw []byte, each func(name string, value json.RawMessage) error) error {
+	if !utf8.Valid(raw) {
+		return errors.New("not UTF-8")
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return errors.New("not a JSON object")
+	}
+	for d.More() {
+		t, err := d.Token()
+		if err != nil {
+			return fmt.Errorf("reading a member name: %w", syntax(err))
+		}
+		name, _ := t.(string)
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return fmt.Errorf("reading member %q: %w", podvm.Printable(name, 64), syntax(err))
+		}
+		if err := each(name, value); err != nil {
+			return err
+		}
+	}
+	if _, err := d.Token(); err != nil {
+		return fmt.Errorf("reading the end of the object: %w", syntax(err))
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("data after the JSON object")
+	}
+	return nil
+}
+
+// syntax keeps where the JSON is wrong and drops the decoder's text, which
+// quotes input.
+func syntax(err error) error {
+	var s *json.SyntaxError
+	if errors.As(err, &s) {
+		return fmt.Errorf("not JSON at byte %d", s.Offset)
+	}
+	return errors.New("not JSON, or cut short")
+}
+
+// Object is a JSON object whose names are all different.
+type Object map[string]json.RawMessage
+
+// Parse reads raw as an Object. A name that appears twice is an error, so that
+// no two parsers can read one document in two ways.
+func Parse(raw []byte) (Object, error) {
+	o := Object{}
+	err := Members(raw, func(name string, value json.RawMessage) error {
+		if _, seen := o[name]; seen {
+			return fmt.Errorf("member %q appears twice", podvm.Printable(name, 64))
+		}
+		o[name] = value
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// Has tells whether the member is there and not null.
+func (o Object) Has(name string) bool {
+	v, ok := o[name]
+	return ok && string(v) != "null"
+}
+
+// Text returns the member name, which must be there and be a string.
+func (o Object) Text(name string) (string, error) {
+	v, ok := o[name]
+	if !ok {
+		return "", fmt.Errorf("member %q is missing", name)
+	}
+	s, err := Text(v)
+	if err != nil {
+		return "", fmt.Errorf("member %q: %w", name, err)
+	}
+	return s, nil
+}
+
+// TextOr returns the member name, which must be a string, or byDefault when it
+// is absent. null is not absent.
+func (o Object) TextOr(name, byDefault string) (string, error) {
+	if _, ok := o[name]; !ok {
+		return byDefault, nil
+	}
+	return o.Text(name)
+}
+
+// Bytes returns the member name, which must be a string of standard base64.
+func (o Object) Bytes(name string) ([]byte, error) {
+	s, err := o.Text(name)
+	if err != nil {
+		return nil, err
+	}
+	b, err := Base64(s)
+	if err != nil {
+		return nil, fmt.Errorf("member %q: %w", name, err)
+	}
+	return b, nil
+}
+
+// Text returns the JSON string v holds.
+func Text(v json.RawMessage) (string, error) {
+	if len(v) == 0 || v[0] != '"' {
+		return "", errors.New("not a string")
+	}
+	var s string
+	if err := json.Unmarshal(v, &s); err != nil {
+		return "", syntax(err)
+	}
+	return s, nil
+}
+
+// Base64 decodes standard base64 with padding, without line ends, without bits
+// left over.
+func Base64(s string) ([]byte, error) {
+	if strings.ContainsAny(s, "\r\n") { // the decoder skips them, Strict or not
+		return nil, errors.New("base64 with a line end in it")
+	}
+	b, err := base64.StdEncoding.Strict().DecodeString(s)
+	if err != nil {
+		return nil, errors.New("not standard base64 with padding")
+	}
+	return b, nil
+}

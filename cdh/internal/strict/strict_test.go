@@ -1,0 +1,108 @@
+package strict
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+func TestParse(t *testing.T) {
+	tests := map[string]struct{ in, err string }{
+		"an object":                {in: `{"a":"x","b":null}`},
+		"space around it":          {in: " {\"a\":\"x\"}\n"},
+		"empty input":              {in: "", err: "not a JSON object"},
+		"null":                     {in: "null", err: "not a JSON object"},
+		"an array":                 {in: "[]", err: "not a JSON object"},
+		"a string":                 {in: `"a"`, err: "not a JSON object"},
+		"the same name twice":      {in: `{"a":1,"a":1}`, err: `"a" appears twice`},
+		"twice through an escape":  {in: `{"a":1,"\u0061":1}`, err: "appears twice"},
+		"names differ in case":     {in: `{"a":1,"A":1}`},
+		"another object after it":  {in: `{}{}`, err: "data after"},
+		"a NUL after it":           {in: "{}\x00", err: "data after"},
+		"cut short in a name":      {in: `{"a`, err: "not JSON"},
+		"cut short in a value":     {in: `{"a":"x`, err: "not JSON"},
+		"cut short before the end": {in: `{"a":1`, err: "end of the object"},
+		"a trailing comma":         {in: `{"a":1,}`, err: "not JSON"},
+		"not UTF-8":                {in: "{\"a\":\"\xff\"}", err: "not UTF-8"},
+		"a byte order mark":        {in: "\ufeff{}", err: "not a JSON object"},
+		"nested beyond reason":     {in: `{"a":` + strings.Repeat("[", 20000), err: "not JSON"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse([]byte(tt.in))
+			if tt.err == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+			} else if err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Fatalf("error %v, want one with %q", err, tt.err)
+			}
+		})
+	}
+}
+
+func TestErrorsDoNotQuoteValues(t *testing.T) {
+	for _, in := range []string{`{"a":"topsecret`, `{"a":topsecret}`, `{"a":"ok" topsecret`, `{"a":"\qtopsecret"}`} {
+		_, err := Parse([]byte(in))
+		if err == nil || strings.Contains(err.Error(), "topsecret") {
+			t.Errorf("%s: %v", in, err)
+		}
+	}
+}
+
+func TestMembersOfAnObject(t *testing.T) {
+	o, err := Parse([]byte(`{"s":"x\u0041","n":null,"i":1,"b":"AAE=","e":""}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := o.Text("s"); s != "xA" || err != nil {
+		t.Errorf("Text: %q, %v", s, err)
+	}
+	for _, name := range []string{"n", "i", "absent"} {
+		if s, err := o.Text(name); err == nil {
+			t.Errorf("Text(%s) = %q, want an error", name, s)
+		}
+	}
+	if s, err := o.TextOr("absent", "d"); s != "d" || err != nil {
+		t.Errorf("TextOr: %q, %v", s, err)
+	}
+	if _, err := o.TextOr("n", "d"); err == nil {
+		t.Error("TextOr took null for absent")
+	}
+	if b, err := o.Bytes("b"); !bytes.Equal(b, []byte{0, 1}) || err != nil {
+		t.Errorf("Bytes: %v, %v", b, err)
+	}
+	if b, err := o.Bytes("e"); len(b) != 0 || err != nil {
+		t.Errorf("Bytes of nothing: %v, %v", b, err)
+	}
+	if o.Has("n") || o.Has("absent") || !o.Has("i") {
+		t.Error("Has")
+	}
+}
+
+func TestBase64(t *testing.T) {
+	for _, bad := range []string{"AA", "AA=", "AAE", "AAF=", "AAE=\n", "AA\nE=", "AA\r\nE=", " AAE=", "-_8=", "AAE==", "AAE=AAE="} {
+		if b, err := Base64(bad); err == nil {
+			t.Errorf("Base64(%q) = %v, want an error", bad, b)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{`{}`, `{"a":1}`, `{"a":{"a":[1,"x"]}} `, `{"a":1,"a":2}`, "{\"a\":\"\\ud800\"}", `[`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		o, err := Parse(in)
+		if err != nil {
+			return
+		}
+		// What is accepted is a JSON object that the standard parser reads
+		// as having the same number of members.
+		var std map[string]any
+		if err := json.Unmarshal(in, &std); err != nil || len(std) != len(o) {
+			t.Fatalf("%d members, encoding/json: %d, %v", len(o), len(std), err)
+		}
+	})
+}
