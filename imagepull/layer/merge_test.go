@@ -20,6 +20,16 @@ import (
 // put unpacks headers and bodies, in turn, as a plain layer.
 func put(t *testing.T, entries ...any) string {
 	t.Helper()
+	raw := tarFrom(t, entries...)
+	s := plainLayer(oci, raw, raw)
+	dir := t.TempDir()
+	_, err := Apply(t.Context(), bytes.NewReader(raw), s.spec, nil, dir, Options{Mode: Plain})
+	must(t, err)
+	return dir
+}
+
+func tarFrom(t *testing.T, entries ...any) []byte {
+	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for i := 0; i < len(entries); i += 2 {
@@ -42,11 +52,7 @@ func put(t *testing.T, entries ...any) string {
 		must(t, err)
 	}
 	must(t, w.Close())
-	s := plainLayer(oci, b.Bytes(), b.Bytes())
-	dir := t.TempDir()
-	_, err := Apply(t.Context(), bytes.NewReader(s.blob), s.spec, nil, dir, Options{Mode: Plain})
-	must(t, err)
-	return dir
+	return b.Bytes()
 }
 
 // show describes a merged tree, one line per name.

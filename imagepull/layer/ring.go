@@ -136,11 +136,11 @@ func (r *ring) pump(src io.Reader, tap io.Writer, max int64) (sent int64, err er
 		} else {
 			r.pool.put(b)
 		}
-		switch err {
-		case nil:
-		case io.EOF:
+		// Only a bare io.EOF is a clean end.
+		if err == io.EOF {
 			return sent, nil
-		default:
+		}
+		if err != nil {
 			return sent, err
 		}
 	}
