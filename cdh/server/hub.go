@@ -1,0 +1,183 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/ttrpc"
+
+	"github.com/sealpod/sealpod/api/datahub"
+	"github.com/sealpod/sealpod/api/keyprovider"
+	"github.com/sealpod/sealpod/cdh/keywrap"
+	"github.com/sealpod/sealpod/cdh/resource"
+	"github.com/sealpod/sealpod/imagepull"
+	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/rpc"
+)
+
+// Puller pulls images; *imagepull.Puller is the one in use.
+type Puller interface {
+	Pull(ctx context.Context, image, bundleDir string) (digest string, err error)
+	Close() error
+}
+
+// remover is a Puller that can take back what Pull put into bundleDir.
+type remover interface {
+	Remove(ctx context.Context, bundleDir string) error
+}
+
+// Hub is the data hub behind its socket. It is safe for concurrent use.
+type Hub struct {
+	cfg       Config
+	host      podvm.Host
+	log       *slog.Logger
+	resources resource.Source
+	aaPath    string
+	aa        *rpc.Client // for measurements
+	// newPuller is called at the first pull, because the store may be mounted
+	// after start-up.
+	newPuller func() (Puller, error)
+
+	mu     sync.Mutex
+	puller Puller
+}
+
+// Open builds the hub and writes its files: credentials, and where ocicrypt
+// users find the key provider. With cc_kbc and credentials it waits for the
+// attestation agent; otherwise start order does not matter.
+func Open(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (*Hub, error) {
+	if log == nil {
+		log = slog.Default()
+	}
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	aaPath, _ := rpc.SocketPath(cfg.AA.Socket) // validated
+	tokenPath, _ := rpc.SocketPath(cfg.TokenAASocket)
+	resources, err := resource.New(resource.Config{
+		KBC: cfg.KBC.Name, URL: cfg.KBC.URL, CertPEM: []byte(cfg.KBC.Cert),
+		AASocket: tokenPath, ExtraFiles: cfg.ExtraFiles, Host: host, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	h := &Hub{
+		cfg: cfg, host: host, log: log, resources: resources,
+		aaPath: aaPath, aa: rpc.NewClient(aaPath, measureTimeout),
+	}
+	h.newPuller = h.imagePuller
+	start := time.Now()
+	if err := placeCredentials(ctx, host, resources, cfg.Credentials); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	if n := len(cfg.Credentials); n > 0 {
+		log.Info("Credentials in place", "count", n, "dur", time.Since(start))
+	}
+	if err := h.writeKeyProviderConfig(); err != nil {
+		// Layers are unwrapped in process; only other programs miss the file.
+		log.Warn("No key provider file for ocicrypt", "err", err)
+	}
+	return h, nil
+}
+
+// Close ends what the hub has open. No call may be running.
+func (h *Hub) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var err error
+	if h.puller != nil {
+		err = h.puller.Close()
+		h.puller = nil
+	}
+	return errors.Join(err, h.aa.Close(), h.resources.Close())
+}
+
+// Register adds the hub's services to srv.
+func (h *Hub) Register(srv *ttrpc.Server) {
+	datahub.RegisterGetResourceServiceService(srv, resourceService{h})
+	datahub.RegisterImagePullServiceService(srv, pullService{h})
+	datahub.RegisterSealedSecretServiceService(srv, secretService{})
+	datahub.RegisterSecureMountServiceService(srv, mountService{})
+	keyprovider.RegisterKeyProviderServiceService(srv, keyService{h})
+}
+
+// Run is the daemon: it takes a stale socket away, opens the hub, listens, and
+// serves until ctx ends. The socket appears only when everything is ready,
+// because its appearance is what callers wait for.
+func Run(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (err error) {
+	path, err := rpc.SocketPath(cfg.Socket)
+	if err != nil {
+		return err
+	}
+	if st, e := os.Lstat(path); e == nil && st.Mode()&fs.ModeSocket != 0 {
+		if e := os.Remove(path); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			return fmt.Errorf("removing a stale socket: %w", e)
+		}
+	}
+	h, err := Open(ctx, cfg, host, log)
+	if err != nil {
+		// The text before the reason is upstream's.
+		return fmt.Errorf("init Hub failed: %w", err)
+	}
+	defer func() { err = errors.Join(err, h.Close()) }()
+	l, err := rpc.Listen(ctx, path)
+	if err != nil {
+		return err
+	}
+	log.Info("Ready", "socket", path, "kbc", cfg.KBC.Name)
+	return rpc.Serve(ctx, l, log, h.Register)
+}
+
+// UnwrapKey implements imagepull.KeyUnwrapper without a detour by the socket.
+func (h *Hub) UnwrapKey(ctx context.Context, packet []byte) (podvm.Secret, error) {
+	return keywrap.Unwrap(ctx, h.resources, packet)
+}
+
+func (h *Hub) imagePuller() (Puller, error) {
+	return imagepull.New(imagepull.Deps{
+		Config: h.cfg.Image, Resources: h.resources, KeyUnwrapper: h, Log: h.log, Host: h.host,
+	})
+}
+
+// client returns the puller, made at the first call; a failure is tried again
+// at the next.
+func (h *Hub) client() (Puller, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.puller == nil {
+		p, err := h.newPuller()
+		if err != nil {
+			return nil, err
+		}
+		h.puller = p
+	}
+	return h.puller, nil
+}
+
+// writeKeyProviderConfig tells other programs of the guest that use ocicrypt
+// where the key provider is, unless the environment already does. The variable
+// itself is not set: nothing in this process reads it.
+func (h *Hub) writeKeyProviderConfig() error {
+	if h.host.Getenv("OCICRYPT_KEYPROVIDER_CONFIG") != "" {
+		return nil
+	}
+	b, err := json.Marshal(map[string]any{
+		"key-providers": map[string]any{"attestation-agent": map[string]any{"ttrpc": h.cfg.Socket}},
+	})
+	if err != nil {
+		return err
+	}
+	dir := h.host.Path(podvm.CDHRunDir)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "ocicrypt_config.json"), b, 0o644)
+}

@@ -1,0 +1,103 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/sealpod/sealpod/api/datahub"
+	"github.com/sealpod/sealpod/api/keyprovider"
+	"github.com/sealpod/sealpod/cdh/keywrap"
+	"github.com/sealpod/sealpod/cdh/resource"
+	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/rpc"
+)
+
+// Texts callers match on; the cause and the request id follow.
+// Source: guest-components confidential-data-hub/hub/src/{error.rs,bin/ttrpc_server}
+// at 8246e5e.
+const (
+	textKBC         = "[CDH] [ERROR]: kbs client initialization failed"
+	textResource    = "[CDH] [ERROR]: Get Resource failed"
+	textUnwrap      = "[CDH] [ERROR]: Decrypt Image (UnwrapKey) failed"
+	textUnwrapParse = "[ERROR] UnwrapKey Parse request failed"
+	textUnseal      = "[CDH] [ERROR]: Unseal Secret failed"
+	textMount       = "[CDH] [ERROR]: Secure Mount failed"
+	textPull        = "[CDH] [ERROR]: Image Pull error"
+	textClient      = "[CDH] [ERROR]: Image Client error"
+	textMeasure     = "[CDH] [ERROR]: Attestation Agent client error"
+)
+
+// maxReply caps what an answer carries: a ttrpc message of more than 4 MiB
+// breaks the connection, with every other call on it.
+const maxReply = 4<<20 - 1024
+
+var errUnavailable = errors.New("not available in this build")
+
+// fail ends a call with upstream's code for every failure.
+func fail(ctx context.Context, text string, err error) error {
+	if podvm.Cause(err) == "" {
+		switch {
+		case errors.Is(err, context.Canceled):
+			err = podvm.Explain(err, "the caller gave up")
+		case errors.Is(err, context.DeadlineExceeded):
+			err = podvm.Explain(err, "not done in time")
+		}
+	}
+	return rpc.Fail(ctx, codes.Internal, text, err)
+}
+
+type resourceService struct{ h *Hub }
+
+// GetResource implements api.GetResourceService.
+func (s resourceService) GetResource(ctx context.Context, req *datahub.GetResourceRequest) (*datahub.GetResourceResponse, error) {
+	content, err := s.h.resources.Resource(ctx, req.GetResourcePath())
+	if err == nil && len(content) > maxReply {
+		content.Wipe()
+		err = podvm.Explain(fmt.Errorf("answering with %d bytes: %w", len(content), podvm.ErrTooLarge),
+			"the resource is larger than 4 MiB")
+	}
+	switch {
+	case errors.Is(err, resource.ErrInit), errors.Is(err, resource.ErrUnknown):
+		return nil, fail(ctx, textKBC, err)
+	case err != nil:
+		return nil, fail(ctx, textResource, err)
+	}
+	return &datahub.GetResourceResponse{Resource: content}, nil
+}
+
+type keyService struct{ h *Hub }
+
+// UnWrapKey implements keyprovider.KeyProviderService.
+func (s keyService) UnWrapKey(ctx context.Context, req *keyprovider.KeyProviderKeyWrapProtocolInput) (*keyprovider.KeyProviderKeyWrapProtocolOutput, error) {
+	out, err := keywrap.UnwrapRequest(ctx, s.h.resources, req.GetKeyProviderKeyWrapProtocolInput())
+	switch {
+	case errors.Is(err, keywrap.ErrRequest):
+		return nil, fail(ctx, textUnwrapParse, err)
+	case err != nil:
+		return nil, fail(ctx, textUnwrap, err)
+	}
+	return &keyprovider.KeyProviderKeyWrapProtocolOutput{KeyProviderKeyWrapProtocolOutput: out}, nil
+}
+
+// WrapKey implements keyprovider.KeyProviderService: a guest wraps no keys.
+func (keyService) WrapKey(context.Context, *keyprovider.KeyProviderKeyWrapProtocolInput) (*keyprovider.KeyProviderKeyWrapProtocolOutput, error) {
+	return nil, status.Error(codes.NotFound, "/keyprovider.KeyProviderService/WrapKey is not supported")
+}
+
+type secretService struct{}
+
+// UnsealSecret implements api.SealedSecretService.
+func (secretService) UnsealSecret(ctx context.Context, _ *datahub.UnsealSecretInput) (*datahub.UnsealSecretOutput, error) {
+	return nil, fail(ctx, textUnseal, podvm.Explain(errUnavailable, errUnavailable.Error()))
+}
+
+type mountService struct{}
+
+// SecureMount implements api.SecureMountService.
+func (mountService) SecureMount(ctx context.Context, _ *datahub.SecureMountRequest) (*datahub.SecureMountResponse, error) {
+	return nil, fail(ctx, textMount, podvm.Explain(errUnavailable, errUnavailable.Error()))
+}
