@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -41,7 +42,7 @@ const alarmRatio = 200
 func Apply(ctx context.Context, blob io.Reader, spec Spec, key *Key, dir string, opts Options) (Stats, error) {
 	r, err := newRun(spec, key, opts)
 	if err != nil {
-		return Stats{}, err
+		return Stats{}, explain(err)
 	}
 	if c, ok := blob.(io.Closer); ok {
 		defer context.AfterFunc(ctx, func() { _ = c.Close() })()
@@ -72,7 +73,7 @@ func Apply(ctx context.Context, blob io.Reader, spec Spec, key *Key, dir string,
 	if err != nil {
 		// No Stats: for an encrypted layer they would tell how far the
 		// unpacker got with unauthenticated bytes.
-		return Stats{}, fmt.Errorf("applying layer %s: %w", podvm.Printable(spec.Digest, 140), err)
+		return Stats{}, fmt.Errorf("applying layer %s: %w", podvm.Printable(spec.Digest, 140), explain(err))
 	}
 	if r.stats.Bytes > alarmRatio*r.stats.BlobBytes && r.stats.Bytes > chunkSize {
 		r.log.Warn("Layer inflates unusually", "layer", spec.Digest, "blob_bytes", r.stats.BlobBytes, "bytes", r.stats.Bytes)
@@ -81,6 +82,33 @@ func Apply(ctx context.Context, blob io.Reader, spec Spec, key *Key, dir string,
 		r.log.Warn("Device nodes of the layer left out, they need root", "layer", spec.Digest, "count", r.stats.SkippedDevices)
 	}
 	return r.stats, nil
+}
+
+// explain adds the sentence that may leave the guest. ErrDecrypt has its own.
+func explain(err error) error {
+	for _, c := range []struct {
+		err   error
+		cause string
+	}{
+		{ErrDecrypt, ""},
+		{ErrDigest, "a layer does not have the digest of its manifest entry"},
+		{ErrDiffID, "a layer is not the one the image config names"},
+		{ErrTruncated, "a layer ended early"},
+		{ErrMediaType, "a layer has an unsupported media type"},
+		{ErrTooLarge, "a layer is too large"},
+		{ErrArchive, "a layer is not a valid archive"},
+		{unix.ENOSPC, "no space left to unpack a layer"},
+		{unix.EDQUOT, "no space left to unpack a layer"},
+	} {
+		if !errors.Is(err, c.err) {
+			continue
+		}
+		if c.cause == "" {
+			return err
+		}
+		return podvm.Explain(err, c.cause)
+	}
+	return err
 }
 
 // run is the state of one Apply. Each field below the blank line is written by

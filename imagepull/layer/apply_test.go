@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/sealpod/sealpod/podvm"
 )
 
 func TestApply(t *testing.T) {
@@ -152,6 +154,9 @@ func TestApplyRefusesPlainLayers(t *testing.T) {
 			}
 			if st != (Stats{}) {
 				t.Errorf("stats beside an error: %+v", st)
+			}
+			if podvm.Cause(err) == "" {
+				t.Error("no public cause")
 			}
 		})
 	}
