@@ -23,7 +23,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 const childEnv = "SEALPOD_TEST_UNPRIVILEGED"
@@ -61,9 +64,23 @@ func TestUnprivileged(t *testing.T) {
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+	if os.Getenv(childEnv) != "" {
+		t.Skip("needs root, this is the unprivileged run")
 	}
+	testenv.Root(t)
+}
+
+// mount mounts a file system for the length of the test.
+func mount(t testing.TB, fstype, target, opts string) {
+	t.Helper()
+	needRoot(t)
+	if err := unix.Mount(fstype, target, fstype, 0, opts); err != nil {
+		if os.Getenv(testenv.RequireEnv) == "1" {
+			t.Fatalf("mounting %s: %v", fstype, err)
+		}
+		t.Skipf("needs to mount %s: %v", fstype, err)
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(target, 0)) })
 }
 
 // tarOf makes a tar of regular files, name and content in turn.

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 )
 
 // TestOverlayAndMergeAgree holds that the kernel, given layers in Overlay mode,
@@ -41,10 +40,7 @@ func TestOverlayAndMergeAgree(t *testing.T) {
 	must(t, os.Mkdir(filepath.Join(rw, "u"), 0o755))
 	must(t, os.Mkdir(filepath.Join(rw, "w"), 0o755))
 	opts := "lowerdir=" + lower + ",upperdir=" + rw + "/u,workdir=" + rw + "/w"
-	if err := unix.Mount("overlay", mnt, "overlay", 0, opts); err != nil {
-		t.Skipf("needs overlayfs on %s: %v", mnt, err)
-	}
-	defer func() { must(t, unix.Unmount(mnt, 0)) }()
+	mount(t, "overlay", mnt, opts)
 	if d := cmp.Diff(show(t, mnt), show(t, merged)); d != "" {
 		t.Errorf("overlayfs (-) and Merge (+) differ:\n%s", d)
 	}

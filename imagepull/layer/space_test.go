@@ -14,12 +14,8 @@ import (
 // full, and that an encrypted one is read to its end and judged first: how much
 // its plaintext writes is nobody's business unless it is authentic.
 func TestFullDisk(t *testing.T) {
-	needRoot(t)
 	mnt := t.TempDir()
-	if err := unix.Mount("tmpfs", mnt, "tmpfs", 0, "size=1m"); err != nil {
-		t.Skipf("needs a tmpfs: %v", err)
-	}
-	defer func() { must(t, unix.Unmount(mnt, 0)) }()
+	mount(t, "tmpfs", mnt, "size=1m")
 
 	raw := tarOf(t, "big", noise(16<<20))
 	plain := plainLayer(oci, raw, raw)

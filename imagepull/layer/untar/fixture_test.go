@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 const childEnv = "SEALPOD_TEST_UNPRIVILEGED"
@@ -58,9 +60,10 @@ func sharedDir(t *testing.T) string {
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+	if os.Getenv(childEnv) != "" {
+		t.Skip("needs root, this is the unprivileged run")
 	}
+	testenv.Root(t)
 }
 
 // mtime of all entries that do not say otherwise.

@@ -11,15 +11,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // TestGNUTar unpacks what the tar program packs and compares with the
 // original, for every format it writes.
 func TestGNUTar(t *testing.T) {
-	tarBin, err := exec.LookPath("tar")
-	if err != nil {
-		t.Skip("needs the tar program")
-	}
+	tarBin := testenv.Tool(t, "tar")
 	mode := Overlay
 	if os.Geteuid() != 0 {
 		mode = Plain
