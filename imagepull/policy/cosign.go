@@ -15,6 +15,7 @@ import (
 	"github.com/sigstore/cosign/v2/pkg/oci"
 	"github.com/sigstore/cosign/v2/pkg/oci/static"
 	"github.com/sigstore/sigstore/pkg/signature"
+	"github.com/sigstore/sigstore/pkg/signature/options"
 )
 
 // signatureVerifier decides whether a signature over a payload is by one key
@@ -31,35 +32,39 @@ var errClaim = errors.New("the payload claims another digest")
 
 // newVerifier returns the verifier for a public key: P-256, P-384, RSA (PKCS #1
 // v1.5) or Ed25519. P-384 signatures are accepted over SHA-384, which upstream
-// uses, and over SHA-256, which the cosign command makes.
-// Source: guest-components image-rs/src/signature/policy/cosign at 8246e5e.
+// reads and cosign 2.6 makes, and over SHA-256, which older releases made;
+// Ed25519 in its plain form and in the pre-hashed one that cosign 2.6 makes.
+// Source: guest-components image-rs/src/signature/policy/cosign at 8246e5e;
+// cosign pkg/cosign/keys.go GetDefaultLoadOptions at v2.6.5.
 func newVerifier(pub crypto.PublicKey) (signatureVerifier, error) {
-	hashes := []crypto.Hash{crypto.SHA256}
+	forms := []signature.LoadOption{options.WithHash(crypto.SHA256)}
 	switch k := pub.(type) {
 	case *ecdsa.PublicKey:
 		switch k.Curve {
 		case elliptic.P256():
 		case elliptic.P384():
-			hashes = []crypto.Hash{crypto.SHA384, crypto.SHA256}
+			forms = append(forms, options.WithHash(crypto.SHA384))
 		default:
 			return nil, fmt.Errorf("unsupported curve %s", k.Curve.Params().Name)
 		}
-	case *rsa.PublicKey, ed25519.PublicKey:
+	case *rsa.PublicKey:
+	case ed25519.PublicKey:
+		forms = append(forms, options.WithED25519ph())
 	default:
 		return nil, fmt.Errorf("unsupported key type %T", pub)
 	}
 	var out cosignVerifier
-	for _, h := range hashes {
-		v, err := signature.LoadVerifier(pub, h)
+	for _, form := range forms {
+		v, err := signature.LoadVerifierWithOpts(pub, form)
 		if err != nil {
-			return nil, fmt.Errorf("loading the key for %v: %w", h, err)
+			return nil, fmt.Errorf("loading the key: %w", err)
 		}
 		out = append(out, v)
 	}
 	return out, nil
 }
 
-// cosignVerifier is one key under each hash it may have been used with.
+// cosignVerifier is one key in each form it may have been used in.
 type cosignVerifier []signature.Verifier
 
 func (vs cosignVerifier) verify(ctx context.Context, sig Signature, digest v1.Hash) error {
