@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -159,10 +160,7 @@ func TestResourceErrors(t *testing.T) {
 				t.Errorf("bytes beside the error")
 			}
 			for _, s := range all {
-				want := false
-				for _, w := range tt.want {
-					want = want || w == s
-				}
+				want := slices.Contains(tt.want, s)
 				if errors.Is(err, s) != want {
 					t.Errorf("errors.Is(%v) = %v; %v", s, !want, err)
 				}

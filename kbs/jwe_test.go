@@ -224,8 +224,8 @@ func TestDecryptRefuses(t *testing.T) {
 		"short tag":             {edit(func(f, _ map[string]any) { f["tag"] = "AAAA" }), "want 12 and 16"},
 		"long iv":               {edit(func(f, _ map[string]any) { f["iv"] = "AAAAAAAAAAAAAAAAAAAAAA" }), "want 12 and 16"},
 		"padded base64":         {edit(func(f, _ map[string]any) { f["ciphertext"] = "eA==" }), "base64url"},
-		"compact form":          {[]byte("a.b.c.d.e"), "JSON object"},
-		"nothing":               {nil, "JSON object"},
+		"compact form":          {[]byte("a.b.c.d.e"), "JSON value"},
+		"nothing":               {nil, "JSON value"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

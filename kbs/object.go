@@ -5,44 +5,92 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"unicode/utf8"
 
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// object is one JSON object with its members still encoded. Unlike
-// encoding/json it keeps the exact case of names and refuses duplicates, so
-// that no two parsers can read one document in two ways.
+// object is one JSON object with its members still encoded, in slices of the
+// document. Unlike encoding/json it keeps the exact case of names and refuses
+// duplicates, so that no two parsers can read one document in two ways.
 type object map[string]json.RawMessage
 
 func parseObject(raw []byte) (object, error) {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+	if !json.Valid(raw) {
+		return nil, errors.New("not one valid JSON value")
+	}
+	raw = bytes.Trim(raw, jsonSpace)
+	if raw[0] != '{' {
 		return nil, errors.New("not a JSON object")
 	}
+	// From here on the syntax is known to be good: it is only cut up.
 	o := object{}
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return nil, fmt.Errorf("reading a member name: %w", err)
+	for rest := raw[1:]; ; {
+		rest = bytes.TrimLeft(rest, jsonSpace+",")
+		if rest[0] == '}' {
+			return o, nil
 		}
-		name, _ := t.(string)
+		end := valueEnd(rest)
+		name, err := unquote(rest[:end])
+		if err != nil {
+			return nil, err
+		}
 		if _, seen := o[name]; seen {
 			return nil, fmt.Errorf("member %q appears twice", podvm.Printable(name, 64))
 		}
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return nil, fmt.Errorf("reading member %q: %w", podvm.Printable(name, 64), err)
+		rest = bytes.TrimLeft(rest[end:], jsonSpace+":")
+		end = valueEnd(rest)
+		o[name] = json.RawMessage(rest[:end:end])
+		rest = rest[end:]
+	}
+}
+
+const jsonSpace = " \t\r\n"
+
+// valueEnd returns where the JSON value at the start of b ends.
+func valueEnd(b []byte) int {
+	depth := 0
+	for i := 0; i < len(b); i++ {
+		switch b[i] {
+		case '"':
+			for i++; b[i] != '"'; i++ {
+				if b[i] == '\\' {
+					i++
+				}
+			}
+			if depth == 0 {
+				return i + 1
+			}
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth == 0 {
+				return i // after a number or literal
+			}
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		case ',', ' ', '\t', '\r', '\n':
+			if depth == 0 {
+				return i
+			}
 		}
-		o[name] = value
 	}
-	if _, err := d.Token(); err != nil {
-		return nil, fmt.Errorf("reading the end of the object: %w", err)
+	return len(b)
+}
+
+// unquote returns the text of a valid JSON string.
+func unquote(quoted []byte) (string, error) {
+	// Without escapes the text stands as it is. Ciphertexts are long enough for
+	// this to matter.
+	if plain := quoted[1 : len(quoted)-1]; bytes.IndexByte(plain, '\\') < 0 && utf8.Valid(plain) {
+		return string(plain), nil
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("data after the JSON object")
+	var s string
+	if err := json.Unmarshal(quoted, &s); err != nil {
+		return "", fmt.Errorf("reading a JSON string: %w", err)
 	}
-	return o, nil
+	return s, nil
 }
 
 // has tells whether the member is there and not null.
@@ -60,11 +108,7 @@ func (o object) text(name string) (string, error) {
 	if len(v) == 0 || v[0] != '"' {
 		return "", fmt.Errorf("member %q is not a string", name)
 	}
-	var s string
-	if err := json.Unmarshal(v, &s); err != nil {
-		return "", fmt.Errorf("reading member %q: %w", name, err)
-	}
-	return s, nil
+	return unquote(v)
 }
 
 // texts fills each destination from the member of that name.
@@ -79,11 +123,11 @@ func (o object) texts(into map[string]*string) error {
 	return nil
 }
 
-// raw returns the member name as it is encoded.
+// raw returns a copy of the member name as it is encoded.
 func (o object) raw(name string) (json.RawMessage, error) {
 	v, ok := o[name]
 	if !ok {
 		return nil, fmt.Errorf("member %q is missing", name)
 	}
-	return v, nil
+	return bytes.Clone(v), nil
 }

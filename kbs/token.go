@@ -115,7 +115,7 @@ func (t *Token) Marshal() (podvm.Secret, error) {
 	return append(out, `"}`...), nil
 }
 
-// ParseToken reads what Marshal writes. Errors: ErrToken; the text of an error
+// ParseToken reads what Marshal writes; the caller wipes raw. Errors: ErrToken; the text of an error
 // holds nothing of the input.
 func ParseToken(raw []byte) (*Token, error) {
 	o, err := parseObject(raw)
@@ -128,7 +128,6 @@ func ParseToken(raw []byte) (*Token, error) {
 	}
 	pem := podvm.Secret(text)
 	defer pem.Wipe()
-	defer clear(o["tee_keypair"])
 	key, err := ParseTEEKeyPEM(pem)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrToken, err)

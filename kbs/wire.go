@@ -1,6 +1,7 @@
 package kbs
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 )
@@ -50,7 +51,7 @@ func (c *Challenge) UnmarshalJSON(raw []byte) error {
 	if c.Nonce, err = o.text("nonce"); err != nil {
 		return fmt.Errorf("parsing the challenge: %w", err)
 	}
-	c.ExtraParams = o["extra-params"]
+	c.ExtraParams = bytes.Clone(o["extra-params"])
 	return nil
 }
 
