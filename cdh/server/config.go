@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 
 	"github.com/sealpod/sealpod/cdh/resource"
 	"github.com/sealpod/sealpod/imagepull"
+	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
@@ -203,7 +205,7 @@ func (c Config) Print(w io.Writer) error {
 	var b strings.Builder
 	for _, row := range [][2]string{
 		{"socket", c.Socket}, {"attestation agent", c.AA.Socket},
-		{"resources from", c.KBC.Name + " " + c.KBC.URL}, {"trusted certificates", cert},
+		{"resources from", c.KBC.Name + " " + redacted(c.KBC.URL)}, {"trusted certificates", cert},
 		{"credentials", fmt.Sprint(len(c.Credentials))},
 		{"image store", c.Image.WorkDir}, {"image policy", policy},
 	} {
@@ -211,4 +213,37 @@ func (c Config) Print(w io.Writer) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// redacted is text without the password a URL may hold.
+func redacted(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return "(not a URL)"
+	}
+	return u.Redacted()
+}
+
+// CheckClients checks without connecting what a start would not: the KBS address
+// and certificate, the offline files, the image table.
+func (c Config) CheckClients(host podvm.Host) error {
+	if c.KBC.Name == resource.CC {
+		client, err := kbs.NewClient(kbs.ClientConfig{URL: c.KBC.URL, CertPEM: []byte(c.KBC.Cert)})
+		if err != nil {
+			return fmt.Errorf("[kbc]: %w", err)
+		}
+		client.Close()
+	} else {
+		offline, err := resource.New(resource.Config{KBC: c.KBC.Name, ExtraFiles: c.ExtraFiles, Host: host})
+		if err != nil {
+			return err
+		}
+		if err := offline.Close(); err != nil {
+			return err
+		}
+	}
+	if err := c.Image.WithEnv(host).Validate(); err != nil {
+		return fmt.Errorf("[image]: %w", err)
+	}
+	return nil
 }

@@ -24,6 +24,8 @@ import (
 func applets() []*cobra.Command {
 	return []*cobra.Command{
 		attestationAgent(),
+		confidentialDataHub(),
+		apiServerREST(),
 	}
 }
 

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sealpod/sealpod/cdh/rest"
+	"github.com/sealpod/sealpod/cmd/internal/cli"
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// restFlags is the command line of upstream's api-server-rest.
+type restFlags struct {
+	bind   string
+	config rest.Config
+}
+
+func apiServerREST() *cobra.Command {
+	f := restFlags{config: rest.Config{Version: podvm.Version()}}
+	cmd := &cobra.Command{
+		Use:   "api-server-rest",
+		Short: "Secrets, tokens and evidence for containers, over HTTP on loopback",
+		Long: `The REST server lets containers of the pod fetch resources from the data hub
+and tokens and evidence from the attestation agent with plain HTTP. It answers
+loopback peers only. The daemons behind it may start later.`,
+		Example: `  api-server-rest
+  api-server-rest --features all
+  curl http://127.0.0.1:8006/cdh/resource/default/key/1`,
+		Args:    cobra.NoArgs,
+		Version: podvm.Version(),
+		RunE:    func(*cobra.Command, []string) error { return f.run() },
+	}
+	fl := cmd.Flags()
+	fl.StringVarP(&f.bind, "bind", "b", podvm.RESTAddr, "listen on this `address:port`")
+	fl.StringVarP(&f.config.Features, "features", "f", "resource", "what to serve: resource, attestation or all")
+	fl.StringVarP(&f.config.CDHAddr, "cdh_addr", "c", "unix://"+podvm.CDHSocket, "the data hub's `unix://PATH`")
+	fl.StringVarP(&f.config.AAAddr, "aa_addr", "a", "unix://"+podvm.AASocket, "the attestation agent's `unix://PATH`")
+	fl.BoolP("version", "V", false, "print the version")
+	return cmd
+}
+
+func (f restFlags) run() error {
+	addr, err := netip.ParseAddrPort(f.bind)
+	if err != nil {
+		return fmt.Errorf("--bind %q: want ADDRESS:PORT, as in %s (%w)", podvm.Printable(f.bind, 100), podvm.RESTAddr, cli.ErrUsage)
+	}
+	return runDaemon("api-server-rest", "", func(ctx context.Context, _ podvm.Host, log *slog.Logger) (err error) {
+		f.config.Log = log
+		h, err := rest.New(f.config)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, h.Close()) }()
+		var lc net.ListenConfig
+		l, err := lc.Listen(ctx, "tcp", addr.String())
+		if err != nil {
+			return fmt.Errorf("listening on %s (is another one running?): %w", addr, err)
+		}
+		log.Info("Ready", "addr", l.Addr().String(), "features", f.config.Features)
+		return rest.Serve(ctx, l, h, log)
+	})
+}
