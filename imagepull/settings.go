@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/sealpod/sealpod/imagepull/layer"
 	"github.com/sealpod/sealpod/imagepull/policy"
 	"github.com/sealpod/sealpod/imagepull/registry"
 	"github.com/sealpod/sealpod/podvm"
@@ -149,31 +148,11 @@ func unreadable(uri, why string) string {
 	return uri + " cannot be read: " + why
 }
 
-// explainLayer attaches the sentence users see to an error of a layer that has
-// none yet.
+// explainLayer adds which layer it was to the sentence users see.
 func explainLayer(err error, digest string) error {
-	if err == nil || podvm.Cause(err) != "" {
+	cause := podvm.Cause(err)
+	if cause == "" || strings.Contains(cause, digest) {
 		return err
 	}
-	why := ""
-	switch {
-	case errors.Is(err, layer.ErrDigest):
-		why = "blob digest mismatch, the registry served other bytes than the manifest names"
-	case errors.Is(err, layer.ErrDiffID):
-		why = "diffID mismatch, the layer is not the one the image configuration names"
-	case errors.Is(err, layer.ErrTruncated):
-		why = "truncated"
-	case errors.Is(err, layer.ErrMediaType):
-		why = podvm.Printable(layer.ErrMediaType.Error(), 64)
-	case errors.Is(err, layer.ErrTooLarge):
-		why = "too large"
-	case errors.Is(err, layer.ErrArchive):
-		// Its blob is authentic by now, so details tell nobody anything new.
-		why = podvm.Printable(err.Error(), 300)
-	case errors.Is(err, errNoSpace):
-		why = "no space left in the image store"
-	default:
-		return err
-	}
-	return podvm.Explain(err, "layer "+digest+": "+why)
+	return podvm.Explain(err, fmt.Sprintf("%s (layer %s)", cause, digest))
 }

@@ -9,13 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/sealpod/sealpod/imagepull/registry"
 )
-
-// errNoSpace is what a full file system answers.
-const errNoSpace = syscall.ENOSPC
 
 // The part of the OCI runtime configuration that an image determines.
 // Source: opencontainers/runtime-spec v1.0.2 config.md, image-spec v1.1

@@ -110,7 +110,7 @@ func (b *blob) open() error {
 	return b.repo.retry(b.ctx, "blob "+b.desc.Digest, func() error {
 		header := http.Header{}
 		if b.off > 0 {
-			header.Set("Range", fmt.Sprintf("bytes=%d-", b.off))
+			header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, b.desc.Size-1))
 		}
 		resp, err := b.repo.get(b.ctx, b.client, b.url, header)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -85,6 +86,11 @@ func normalize(err error, code int) error {
 		return e
 	case code != 0:
 		return &statusError{code: code}
+	}
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		// Where a registry redirects to, the query is often a credential.
+		ue.URL, _, _ = strings.Cut(ue.URL, "?")
 	}
 	return err
 }

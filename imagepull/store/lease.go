@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 )
 
@@ -161,15 +162,16 @@ func (l *Lease) drop() []string {
 			continue
 		}
 		delete(s.layers, name)
-		dir, err := os.MkdirTemp(s.path("tmp"), "drop-")
+		dir := s.path("layers", name)
+		away, err := os.MkdirTemp(s.path("tmp"), "drop-")
 		if err == nil {
-			err = os.Rename(s.path("layers", name), dir)
+			dirs = append(dirs, away)
+			err = os.Rename(dir, filepath.Join(away, name))
 		}
 		if err != nil {
-			s.log.Warn("Layer could not be moved away", "layer", name, "err", err)
-			dir = s.path("layers", name)
+			s.log.Warn("Layer could not be moved away, removing it in place", "layer", name, "err", err)
+			dirs = append(dirs, dir)
 		}
-		dirs = append(dirs, dir)
 	}
 	l.held = nil
 	return dirs

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sealpod/sealpod/imagepull/layer"
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -134,7 +136,8 @@ func (l *Lease) merge(ctx context.Context, bundle, target string, dirs []string)
 	if err := layer.Merge(ctx, dirs, tmp); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, target); err != nil {
+	// os.Rename refuses even an empty directory in the way.
+	if err := unix.Rename(tmp, target); err != nil {
 		return fmt.Errorf("publishing the merged directory: %w", err)
 	}
 	where = target

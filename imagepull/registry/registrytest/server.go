@@ -1,0 +1,105 @@
+// Package registrytest is a registry in this process that can be told to
+// misbehave, and small images to put into it. It is for tests only.
+package registrytest
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+)
+
+// Server is a registry on loopback. Hooks see every request first.
+type Server struct {
+	*httptest.Server
+	Host string // host:port
+
+	next http.Handler
+	mu   sync.Mutex
+	hook func(w http.ResponseWriter, r *http.Request) bool
+	seen []string
+}
+
+// New starts a plain HTTP registry that ends with the test.
+func New(tb testing.TB) *Server { return start(tb, httptest.NewServer) }
+
+// NewTLS starts an HTTPS registry; its CA is Server.Certificate.
+func NewTLS(tb testing.TB) *Server { return start(tb, httptest.NewTLSServer) }
+
+func start(tb testing.TB, listen func(http.Handler) *httptest.Server) *Server {
+	tb.Helper()
+	s := &Server{next: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
+	s.Server = listen(s)
+	s.Server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Host = s.Listener.Addr().String()
+	tb.Cleanup(s.Close)
+	return s
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	s.seen = append(s.seen, r.Method+" "+r.URL.Path)
+	hook := s.hook
+	s.mu.Unlock()
+	if hook != nil && hook(w, r) {
+		return
+	}
+	s.next.ServeHTTP(w, r)
+}
+
+// Hook installs f, which returns true when it has answered. Nil removes it.
+func (s *Server) Hook(f func(w http.ResponseWriter, r *http.Request) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hook = f
+}
+
+// Seen returns how many requests had a method and path containing part.
+func (s *Server) Seen(part string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, r := range s.seen {
+		if strings.Contains(r, part) {
+			n++
+		}
+	}
+	return n
+}
+
+// PutBlob stores b, whatever a hook says, and returns its digest.
+func (s *Server) PutBlob(tb testing.TB, repo string, b []byte) string {
+	tb.Helper()
+	digest := Digest(b)
+	s.put(tb, http.MethodPost, fmt.Sprintf("/v2/%s/blobs/uploads/?digest=%s", repo, digest), "application/octet-stream", b)
+	return digest
+}
+
+// PutManifest stores b under the tag and its digest, which it returns.
+func (s *Server) PutManifest(tb testing.TB, repo, tag, mediaType string, b []byte) string {
+	tb.Helper()
+	digest := Digest(b)
+	for _, target := range []string{digest, tag} {
+		s.put(tb, http.MethodPut, fmt.Sprintf("/v2/%s/manifests/%s", repo, target), mediaType, b)
+	}
+	return digest
+}
+
+func (s *Server) put(tb testing.TB, method, url, mediaType string, b []byte) {
+	tb.Helper()
+	r := httptest.NewRequest(method, url, bytes.NewReader(b))
+	r.Header.Set("Content-Type", mediaType)
+	w := httptest.NewRecorder()
+	s.next.ServeHTTP(w, r)
+	if w.Code != http.StatusCreated {
+		tb.Fatalf("%s %s: %d %s", method, url, w.Code, w.Body)
+	}
+}
