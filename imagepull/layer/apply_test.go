@@ -106,11 +106,10 @@ func TestApplyRefusesPlainLayers(t *testing.T) {
 	var wide bytes.Buffer
 	w, err := zstd.NewWriter(&wide, zstd.WithWindowSize(256<<20))
 	must(t, err)
-	for range 5 { // more than one block, so that the frame is not a single segment
-		_, err = w.Write([]byte(noise(1 << 20)))
-		must(t, errors.Join(err, w.Flush()))
-	}
-	must(t, w.Close())
+	_, err = w.Write(raw[:1<<19])
+	must(t, errors.Join(err, w.Flush())) // so that the frame is not a single segment
+	_, err = w.Write(raw[1<<19:])
+	must(t, errors.Join(err, w.Close()))
 	tests := map[string]struct {
 		s   sample
 		err error
@@ -141,7 +140,7 @@ func TestApplyRefusesPlainLayers(t *testing.T) {
 		"zstd truncated":                  {cut(zsS, 400000), ErrArchive},
 		"gzip called zstd":                {gzS.with(func(s *sample) { s.spec.MediaType = oci + "+zstd" }), ErrArchive},
 		"gzip called tar":                 {gzS.with(func(s *sample) { s.spec.MediaType = oci }), ErrArchive},
-		"zstd window beyond 128 MiB":      {plainLayer(oci+"+zstd", wide.Bytes(), nil), ErrArchive},
+		"zstd window beyond 128 MiB":      {plainLayer(oci+"+zstd", wide.Bytes(), raw), ErrArchive},
 		"unknown media type":              {tarS.with(func(s *sample) { s.spec.MediaType = oci + "+xz" }), ErrMediaType},
 		"encrypted but no key":            {tarS.with(func(s *sample) { s.spec.MediaType += "+encrypted" }), ErrDecrypt},
 		"key but not encrypted":           {tarS.with(func(s *sample) { s.key = &Key{} }), ErrDecrypt},

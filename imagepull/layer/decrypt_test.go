@@ -34,14 +34,15 @@ func TestUniformDecryptError(t *testing.T) {
 		"wrong hmac":        gzS.with(func(s *sample) { s.key.hmac[31] ^= 1 }),
 		"wrong nonce":       gzS.with(func(s *sample) { s.key.nonce[15] ^= 1 }),
 		"wrong nonce, no PLBCO digest to tell, gzip sees it": gzS.with(func(s *sample) { s.key.nonce[15] ^= 1; s.key.plain = digest.FromString("") }),
-		"wrong PLBCO digest":  gzS.with(func(s *sample) { s.key.plain = digest.FromString("x") }),
-		"short nonce":         gzS.with(func(s *sample) { s.key.nonce = s.key.nonce[:12] }),
-		"no hmac":             gzS.with(func(s *sample) { s.key.hmac = nil }),
-		"wrong key, tar":      tarS.with(func(s *sample) { s.key.symKey[0] ^= 1 }),
-		"ciphertext cut":      gzS.with(func(s *sample) { s.blob = s.blob[:300<<10]; s.redigest() }),
-		"ciphertext extended": gzS.with(func(s *sample) { s.blob = append(s.blob, 0); s.redigest() }),
-		"ciphertext empty":    gzS.with(func(s *sample) { s.blob = nil; s.redigest() }),
-		"swapped for another": gzS.with(func(s *sample) { s.blob = bytes.Clone(zsS.blob); s.redigest() }),
+		"wrong hmac, no PLBCO digest":                        tarS.with(func(s *sample) { s.key.hmac[0] ^= 1; s.key.plain = "" }),
+		"wrong PLBCO digest":                                 gzS.with(func(s *sample) { s.key.plain = digest.FromString("x") }),
+		"short nonce":                                        gzS.with(func(s *sample) { s.key.nonce = s.key.nonce[:12] }),
+		"no hmac":                                            gzS.with(func(s *sample) { s.key.hmac = nil }),
+		"wrong key, tar":                                     tarS.with(func(s *sample) { s.key.symKey[0] ^= 1 }),
+		"ciphertext cut":                                     gzS.with(func(s *sample) { s.blob = s.blob[:300<<10]; s.redigest() }),
+		"ciphertext extended":                                gzS.with(func(s *sample) { s.blob = append(s.blob, 0); s.redigest() }),
+		"ciphertext empty":                                   gzS.with(func(s *sample) { s.blob = nil; s.redigest() }),
+		"swapped for another":                                gzS.with(func(s *sample) { s.blob = bytes.Clone(zsS.blob); s.redigest() }),
 	}
 	for n, s := range map[string]sample{"gzip": gzS, "zstd": zsS, "tar": tarS} {
 		for where, at := range map[string]int{"first byte": 0, "in the tar header": 100, "middle": len(s.blob) / 2, "last byte": len(s.blob) - 1} {
@@ -87,7 +88,7 @@ func (c *counting) Read(p []byte) (int, error) {
 // TestDetailsOfAuthenticLayers holds that an authentic encrypted layer tells
 // what is wrong with it like a plain one.
 func TestDetailsOfAuthenticLayers(t *testing.T) {
-	raw := tarOf(t, "a", noise(1<<20))
+	raw := tarOf(t, "a", noise(8<<20)) // more than all rings hold
 	tests := map[string]struct {
 		s   sample
 		err error
@@ -95,7 +96,7 @@ func TestDetailsOfAuthenticLayers(t *testing.T) {
 		"not gzip":             {plainLayer(oci+"+gzip", raw, raw), ErrArchive},
 		"broken tar":           {plainLayer(oci, []byte(noise(5000)), []byte(noise(5000))), ErrArchive},
 		"forbidden name":       {plainLayer(oci, tarOf(t, "../x", "1"), tarOf(t, "../x", "1")), ErrArchive},
-		"beyond the cap":       {plainLayer(oci, tarOf(t, "a", noise(3<<20)), nil), ErrTooLarge},
+		"beyond the cap":       {plainLayer(oci, tarOf(t, "a", noise(17<<20)), nil), ErrTooLarge},
 		"garbage after it all": {plainLayer(oci+"+gzip", concat(gz(t, raw), []byte("garbage")), raw), ErrArchive},
 		"diffID":               {plainLayer(oci, raw, []byte("other")), ErrDiffID},
 	}
@@ -103,7 +104,7 @@ func TestDetailsOfAuthenticLayers(t *testing.T) {
 		t.Run(n, func(t *testing.T) {
 			s, _ := seal(t, tt.s)
 			blob := &counting{Reader: bytes.NewReader(s.blob)}
-			_, err := Apply(t.Context(), blob, s.spec, s.key, t.TempDir(), Options{Mode: Plain, MaxBytes: 2 << 20})
+			_, err := Apply(t.Context(), blob, s.spec, s.key, t.TempDir(), Options{Mode: Plain, MaxBytes: 16 << 20})
 			if !errors.Is(err, tt.err) || errors.Is(err, ErrDecrypt) || strings.Contains(err.Error(), decryptText) {
 				t.Errorf("error %v, want %v", err, tt.err)
 			}

@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -133,14 +131,14 @@ func (x *extractor) noteDir(path string, a attrs) error {
 	return nil
 }
 
-// finishDirs sets attributes of directories, deeper ones first.
+// finishDirs sets attributes of directories, in any order: no mode set here
+// keeps their owner in Plain mode, or root, from opening those below.
 func (x *extractor) finishDirs(ctx context.Context) error {
-	paths := slices.Sorted(maps.Keys(x.dirs))
-	for _, path := range slices.Backward(paths) {
+	for path, a := range x.dirs {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := x.finishDir(path, x.dirs[path]); err != nil {
+		if err := x.finishDir(path, a); err != nil {
 			return failed(fmt.Sprintf("finishing directory %.256q", path), err)
 		}
 	}

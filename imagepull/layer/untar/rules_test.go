@@ -92,6 +92,11 @@ func TestExtract(t *testing.T) {
 				{name: "b", body: "new"}},
 			overlay: []string{root, `- 0644 a "old"`, `- 0644 b "new"`},
 		},
+		{
+			name:    "a hard link to itself changes nothing",
+			in:      []ent{{name: "a", body: "x"}, {name: "a", typ: tar.TypeLink, link: "a"}},
+			overlay: []string{root, `- 0644 a "x"`},
+		},
 		{name: "hard link before its target", in: []ent{{name: "b", typ: tar.TypeLink, link: "a"}, {name: "a"}}, err: ErrArchive},
 		{name: "hard link to a directory", in: []ent{{name: "a/"}, {name: "b", typ: tar.TypeLink, link: "a"}}, err: ErrArchive},
 		{
@@ -178,6 +183,11 @@ func TestExtract(t *testing.T) {
 		{name: "unknown entry types", in: []ent{{name: "f", typ: 'Q'}}, err: ErrArchive},
 		{name: "symlink without a target", in: []ent{{name: "f", typ: tar.TypeSymlink}}, err: ErrArchive},
 		{name: "file below a file", in: []ent{{name: "f"}, {name: "f/g"}}, err: ErrArchive},
+		{
+			name: "a parent that removed itself is gone",
+			in:   []ent{{name: "a/x/up", typ: tar.TypeSymlink, link: ".."}, {name: "a/x/up/x", body: "file"}, {name: "a/x/up/y"}},
+			err:  ErrArchive,
+		},
 		{name: "symlink loop as parent", in: []ent{{name: "a", typ: tar.TypeSymlink, link: "b"}, {name: "b", typ: tar.TypeSymlink, link: "a"}, {name: "a/f"}}, err: ErrArchive},
 		{name: "symlink to itself and below", in: []ent{{name: "a", typ: tar.TypeSymlink, link: "a/b"}, {name: "a/f"}}, err: ErrArchive},
 	}
