@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sealpod/sealpod/imagepull/layer"
 	"github.com/sealpod/sealpod/imagepull/policy"
 	"github.com/sealpod/sealpod/imagepull/registry"
 	"github.com/sealpod/sealpod/podvm"
@@ -151,6 +152,9 @@ func unreadable(uri, why string) string {
 // explainLayer adds which layer it was to the sentence users see.
 func explainLayer(err error, digest string) error {
 	cause := podvm.Cause(err)
+	if cause == "" && errors.Is(err, layer.ErrMediaType) {
+		cause = podvm.Printable(err.Error(), 200) // composed by package layer
+	}
 	if cause == "" || strings.Contains(cause, digest) {
 		return err
 	}

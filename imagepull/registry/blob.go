@@ -73,8 +73,9 @@ func (r *Repository) Blob(ctx context.Context, desc Descriptor) (io.ReadCloser, 
 		}
 	}
 	if err != nil {
+		err = explain(ctx, err, r.ref.Registry, "layer "+desc.Digest)
 		cancel()
-		return nil, explain(ctx, err, r.ref.Registry, "layer "+desc.Digest)
+		return nil, err
 	}
 	return b, nil
 }
