@@ -162,6 +162,7 @@ func TestApplyRefusesPlainLayers(t *testing.T) {
 }
 
 func TestZipBombs(t *testing.T) {
+	onceIsEnough(t)
 	raw := tarOf(t, "zeros", strings.Repeat("\x00", 8<<20))
 	for n, s := range map[string]sample{"gzip": plainLayer(oci+"+gzip", gz(t, raw), raw), "zstd": plainLayer(oci+"+zstd", zst(t, raw), raw)} {
 		t.Run(n+" beyond the cap", func(t *testing.T) {
@@ -180,6 +181,17 @@ func TestZipBombs(t *testing.T) {
 				t.Errorf("log: %q", log.String())
 			}
 		})
+	}
+}
+
+// TestZeroBomb holds that the cap is on the tar stream too, not only on the
+// files in it.
+func TestZeroBomb(t *testing.T) {
+	raw := append(tarOf(t, "a", "1"), make([]byte, 8<<20)...)
+	s := plainLayer(oci+"+gzip", gz(t, raw), raw)
+	_, err := Apply(t.Context(), bytes.NewReader(s.blob), s.spec, nil, t.TempDir(), Options{Mode: Plain, MaxBytes: 1 << 20})
+	if !errors.Is(err, ErrTooLarge) {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/sealpod/sealpod/imagepull/layer/untar"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // benchTar is a tar of up to 96 MB from the Go installation: programs and
@@ -88,11 +89,15 @@ func BenchmarkUntar(b *testing.B) {
 
 func BenchmarkGNUTar(b *testing.B) {
 	raw := benchTar(b)
-	each(b, len(raw), func(dir string) error {
-		cmd := exec.CommandContext(b.Context(), "tar", "-x", "-C", dir)
-		cmd.Stdin = bytes.NewReader(raw)
-		return cmd.Run()
-	})
+	for name, in := range map[string][]byte{"-x": raw, "-xz": gz(b, raw)} {
+		b.Run(name, func(b *testing.B) {
+			each(b, len(raw), func(dir string) error {
+				cmd := exec.CommandContext(b.Context(), testenv.Tool(b, "tar"), name, "-C", dir)
+				cmd.Stdin = bytes.NewReader(in)
+				return cmd.Run()
+			})
+		})
+	}
 }
 
 func BenchmarkApply(b *testing.B) {

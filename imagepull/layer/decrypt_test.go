@@ -88,6 +88,7 @@ func (c *counting) Read(p []byte) (int, error) {
 // TestDetailsOfAuthenticLayers holds that an authentic encrypted layer tells
 // what is wrong with it like a plain one.
 func TestDetailsOfAuthenticLayers(t *testing.T) {
+	onceIsEnough(t)
 	raw := tarOf(t, "a", noise(8<<20)) // more than all rings hold
 	tests := map[string]struct {
 		s   sample

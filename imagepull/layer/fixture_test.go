@@ -62,6 +62,14 @@ func TestUnprivileged(t *testing.T) {
 	}
 }
 
+// onceIsEnough is for slow tests to which privilege makes no difference.
+func onceIsEnough(t testing.TB) {
+	t.Helper()
+	if os.Getenv(childEnv) != "" {
+		t.Skip("has run as root")
+	}
+}
+
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Getenv(childEnv) != "" {

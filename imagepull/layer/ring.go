@@ -136,8 +136,7 @@ func (r *ring) pump(src io.Reader, tap io.Writer, max int64) (sent int64, err er
 		} else {
 			r.pool.put(b)
 		}
-		// Only a bare io.EOF is a clean end.
-		if err == io.EOF {
+		if err == io.EOF { //nolint:errorlint // only a bare io.EOF is a clean end
 			return sent, nil
 		}
 		if err != nil {

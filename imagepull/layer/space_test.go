@@ -43,7 +43,7 @@ func TestFullDisk(t *testing.T) {
 			if (blob.n == len(tt.s.blob)) != tt.whole {
 				t.Errorf("read %d of %d bytes", blob.n, len(tt.s.blob))
 			}
-			if tt.err == ErrDecrypt && (errors.Is(err, unix.ENOSPC) || podvm.Cause(err) != decryptText) {
+			if errors.Is(tt.err, ErrDecrypt) && (errors.Is(err, unix.ENOSPC) || podvm.Cause(err) != decryptText) {
 				t.Errorf("tells of the disk: %v", err)
 			}
 		})

@@ -58,6 +58,14 @@ func sharedDir(t *testing.T) string {
 	return dir
 }
 
+// onceIsEnough is for slow tests to which privilege makes no difference.
+func onceIsEnough(t testing.TB) {
+	t.Helper()
+	if os.Getenv(childEnv) != "" {
+		t.Skip("has run as root")
+	}
+}
+
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Getenv(childEnv) != "" {
