@@ -121,3 +121,16 @@ func TestDetailsOfAuthenticLayers(t *testing.T) {
 		}
 	})
 }
+
+// TestSizeOfEncryptedLayers holds that a wrong length, which says nothing of
+// the plaintext, is told apart, so that a broken connection can be retried.
+func TestSizeOfEncryptedLayers(t *testing.T) {
+	raw := tarOf(t, "a", noise(1000))
+	s, _ := seal(t, plainLayer(oci+"+gzip", gz(t, raw), raw))
+	for delta, want := range map[int64]error{-1: ErrTooLarge, 1: ErrTruncated} {
+		_, _, err := apply(t, s.with(func(s *sample) { s.spec.Size += delta }))
+		if !errors.Is(err, want) || errors.Is(err, ErrDecrypt) {
+			t.Errorf("size %+d: %v", delta, err)
+		}
+	}
+}
