@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -122,7 +123,8 @@ func newEncryption(o EncryptOptions) (*encryption, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the key id: %w", err)
 	}
-	if uri.Plugin() != kbs.DefaultPlugin || strings.Count(uri.Path(), "/") != 2 || uri.Query() != "" {
+	parts := strings.Split(uri.Path(), "/")
+	if uri.Plugin() != kbs.DefaultPlugin || len(parts) != 3 || slices.Contains(parts, "") || uri.Query() != "" {
 		return nil, fmt.Errorf("key id %q: want kbs:///repository/type/tag: %w", o.KeyID, kbs.ErrURI)
 	}
 	if o.KEK != nil && o.KeyPerLayer {

@@ -106,7 +106,12 @@ func verifiable(public crypto.PublicKey) error {
 			return fmt.Errorf("%w: guests do not verify curve %s, use P-256 or P-384", ErrKey, k.Curve.Params().Name)
 		}
 		return nil
-	case *rsa.PublicKey, ed25519.PublicKey:
+	case *rsa.PublicKey:
+		if k.N.BitLen() < 2048 {
+			return fmt.Errorf("%w: an RSA key of %d bits is too weak, want 2048", ErrKey, k.N.BitLen())
+		}
+		return nil
+	case ed25519.PublicKey:
 		return nil
 	}
 	return fmt.Errorf("%w: guests do not verify %T", ErrKey, public)

@@ -22,7 +22,7 @@ import (
 
 // commands is everything sealctl can do.
 func commands() []*cobra.Command {
-	return []*cobra.Command{}
+	return []*cobra.Command{imageCommand()}
 }
 
 func main() {

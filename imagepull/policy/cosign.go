@@ -30,8 +30,11 @@ type signatureVerifier interface {
 // errClaim says that a payload is authentic but claims another image.
 var errClaim = errors.New("the payload claims another digest")
 
+// minRSA is the least length of an RSA modulus in bits (NIST SP 800-57 part 1).
+const minRSA = 2048
+
 // newVerifier returns the verifier for a public key: P-256, P-384, RSA (PKCS #1
-// v1.5) or Ed25519. P-384 signatures are accepted over SHA-384, which upstream
+// v1.5, 2048 bits or more) or Ed25519. P-384 signatures are accepted over SHA-384, which upstream
 // reads and cosign 2.6 makes, and over SHA-256, which older releases made;
 // Ed25519 in its plain form and in the pre-hashed one that cosign 2.6 makes.
 // Source: guest-components image-rs/src/signature/policy/cosign at 8246e5e;
@@ -48,6 +51,9 @@ func newVerifier(pub crypto.PublicKey) (signatureVerifier, error) {
 			return nil, fmt.Errorf("unsupported curve %s", k.Curve.Params().Name)
 		}
 	case *rsa.PublicKey:
+		if k.N.BitLen() < minRSA {
+			return nil, fmt.Errorf("an RSA key of %d bits is too weak, want %d", k.N.BitLen(), minRSA)
+		}
 	case ed25519.PublicKey:
 		forms = append(forms, options.WithED25519ph())
 	default:

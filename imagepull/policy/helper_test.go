@@ -48,6 +48,8 @@ func newKey(t testing.TB, kind string) testKey {
 		k, err = ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
 	case "RSA":
 		k, err = rsa.GenerateKey(rand.Reader, 2048)
+	case "RSA-1024":
+		k, err = rsa.GenerateKey(rand.Reader, 1024) //nolint:gosec // must be refused
 	case "Ed25519":
 		_, k, err = ed25519.GenerateKey(rand.Reader)
 	}

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
-	"github.com/sigstore/sigstore/pkg/cryptoutils/goodkey"
 
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -75,9 +74,6 @@ func parseKey(raw []byte) (v signatureVerifier, fingerprint string, err error) {
 	}
 	if v, err = newVerifier(pub); err != nil {
 		return nil, "", err
-	}
-	if err := goodkey.ValidatePubKey(pub); err != nil {
-		return nil, "", fmt.Errorf("weak or malformed key: %w", err)
 	}
 	der, err := cryptoutils.MarshalPublicKeyToDER(pub)
 	if err != nil {

@@ -56,6 +56,7 @@ func TestParseRefuses(t *testing.T) {
 		"inline key is private":         {sigstore(`"keyData":` + j(string(private))), "a private key where a public one belongs"},
 		"two keys in one PEM":           {sigstore(`"keyData":` + j(key.pub+key.pub)), "more than one PEM block"},
 		"P-521":                         {sigstore(`"keyData":` + j(newKey(t, "P-521").pub)), "unsupported curve P-521"},
+		"RSA of 1024 bits":              {sigstore(`"keyData":` + j(newKey(t, "RSA-1024").pub)), "too weak"},
 		"fulcio":                        {sigstore(keyData + `,"fulcio":{}`), `"fulcio" is a constraint this build does not enforce`},
 		"pki":                           {sigstore(keyData + `,"pki":{}`), `"pki" is a constraint`},
 		"rekor key path":                {sigstore(keyData + `,"rekorPublicKeyPath":"/r"`), `"rekorPublicKeyPath" is a constraint`},
