@@ -124,7 +124,7 @@ func (f *encryptFlags) print(cmd *cobra.Command, res imageseal.EncryptResult) er
 		}{res, ids})
 	}
 	out := cmd.OutOrStdout()
-	fmt.Fprintf(out, "%s  %s\n%d layers encrypted under\n", res.Digest, f.options.Destination, res.Encrypted)
+	fmt.Fprintf(out, "%s  %s\nencrypted layers: %d, under\n", res.Digest, f.options.Destination, res.Encrypted)
 	for _, id := range ids {
 		fmt.Fprintf(out, "  %s\n", id)
 	}
