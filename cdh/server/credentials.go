@@ -24,6 +24,7 @@ const parallelCredentials = 8
 // sibling such as "…/kbs-other" is not reached.
 func credentialName(p string) (string, error) {
 	name, ok := strings.CutPrefix(p, podvm.CDHResourceDir+"/")
+	name = strings.TrimLeft(name, "/")
 	parts := strings.Split(name, "/")
 	if !ok || slices.Contains(parts, "..") || slices.Contains(parts, ".") || strings.HasSuffix(name, "/") || path.Clean(name) == "." {
 		return "", fmt.Errorf("%w: credential path %q: want a file below %s/ without . and ..",
