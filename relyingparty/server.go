@@ -51,12 +51,12 @@ const (
 	DefaultMaxBodyBytes    = 2 << 20
 )
 
-// Config says how a relying party works. Dir or Store is required.
+// Config says how a relying party works. StoreDir or Store is required.
 type Config struct {
-	// Dir is the directory of the embedded store, made with mode 0700 if there
+	// StoreDir is the directory of the embedded store, made with mode 0700 if there
 	// is none. Close closes it.
-	Dir string
-	// Store is used instead of Dir if not nil. Close leaves it open.
+	StoreDir string
+	// Store is used instead of StoreDir if not nil. Close leaves it open.
 	Store store.Store
 	// Sessions keeps the handshakes; nil means in memory.
 	Sessions session.Store
@@ -119,10 +119,10 @@ func Open(cfg Config) (*Server, error) {
 		s.sessions = session.NewMemory(s.now, 0, 0)
 	}
 	if s.store == nil {
-		if cfg.Dir == "" {
+		if cfg.StoreDir == "" {
 			return nil, errors.New("opening the relying party: a store is required")
 		}
-		dir, err := store.OpenDir(cfg.Dir)
+		dir, err := store.OpenDir(cfg.StoreDir)
 		if err != nil {
 			return nil, fmt.Errorf("opening the relying party: %w", err)
 		}

@@ -22,7 +22,7 @@ import (
 
 // commands is everything sealctl can do.
 func commands() []*cobra.Command {
-	return []*cobra.Command{imageCommand()}
+	return []*cobra.Command{imageCommand(), relyingPartyCommand()}
 }
 
 func main() {
