@@ -27,7 +27,7 @@ func credentialName(p string) (string, error) {
 	name = strings.TrimLeft(name, "/")
 	parts := strings.Split(name, "/")
 	if !ok || slices.Contains(parts, "..") || slices.Contains(parts, ".") || strings.HasSuffix(name, "/") || path.Clean(name) == "." {
-		return "", fmt.Errorf("%w: credential path %q: want a file below %s/ without . and ..",
+		return "", fmt.Errorf("%w: credential path %q: want a file below %s/ with no dot segments in its path",
 			ErrConfig, podvm.Printable(p, 200), podvm.CDHResourceDir)
 	}
 	return path.Clean(name), nil
