@@ -22,7 +22,7 @@ import (
 
 // commands is everything sealctl can do.
 func commands() []*cobra.Command {
-	return []*cobra.Command{imageCommand(), relyingPartyCommand()}
+	return []*cobra.Command{demoCommand(), relyingPartyCommand(), imageCommand()}
 }
 
 func main() {

@@ -5,6 +5,7 @@
 package testenv
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"testing"
@@ -12,6 +13,10 @@ import (
 
 // RequireEnv is the variable that turns every skip into a failure when "1".
 const RequireEnv = "SEALPOD_REQUIRE_TOOLS"
+
+// SkipsEnv names a file that takes a line per skip, since go test says nothing
+// of skips; make test prints it at the end.
+const SkipsEnv = "SEALPOD_SKIPS"
 
 // Tool returns the path of the program name.
 func Tool(t testing.TB, name string) string {
@@ -35,7 +40,13 @@ func missing(t testing.TB, why string) {
 	t.Helper()
 	if os.Getenv(RequireEnv) == "1" {
 		t.Fatal(why)
-	} else {
-		t.Skip(why)
+		return
 	}
+	if path := os.Getenv(SkipsEnv); path != "" {
+		if f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0); err == nil {
+			fmt.Fprintf(f, "%s: %s\n", t.Name(), why)
+			f.Close()
+		}
+	}
+	t.Skip(why)
 }

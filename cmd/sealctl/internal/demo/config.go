@@ -1,0 +1,100 @@
+package demo
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Where the demo's resources are at the relying party.
+const (
+	kekPath       = "demo/kek/app"
+	signKeyPath   = "demo/cosign/key.pub"
+	imagePolicy   = "demo/security-policy/images"
+	secretPath    = "demo/secret/database-password"
+	strangersKEK  = "other-tenant/kek/app"
+	resourceOwner = "demo"
+)
+
+// resourcePolicy releases a resource of the demo's owner to a pod whose
+// evidence met the reference values, and nothing else to anyone.
+const resourcePolicy = `package policy
+
+default allow := false
+
+allow if {
+	data.plugin == "resource"
+	data["resource-path"][0] == "` + resourceOwner + `"
+	input.submods.cpu0["ear.status"] == "affirming"
+}
+`
+
+// referenceValues are what the owner expects of a good pod VM. The sample TEE
+// always reports these; a hardware TEE reports measurements instead.
+var referenceValues = map[string]any{
+	"launch_digest":         []string{"abcde"},
+	"svn":                   []string{"1"},
+	"major_version":         1,
+	"minimum_minor_version": 1,
+}
+
+// imagePolicyJSON is a containers policy.json: images of registry must carry a
+// signature by the owner's key, which the relying party hands out; no other
+// image may run.
+func imagePolicyJSON(registry string) []byte {
+	return fmt.Appendf(nil, `{
+  "default": [{"type": "reject"}],
+  "transports": {"docker": {%q: [{"type": "sigstoreSigned", "keyPath": "kbs:///%s"}]}}
+}
+`, registry, signKeyPath)
+}
+
+// guest is where one demo pod's daemons keep their sockets and files.
+type guest struct {
+	dir     string
+	aaSock  string
+	cdhSock string
+	rest    string // host:port
+	bundles string
+}
+
+func newGuest(dir, restAddr string) (*guest, error) {
+	g := &guest{
+		dir: dir, rest: restAddr,
+		aaSock: filepath.Join(dir, "aa.sock"), cdhSock: filepath.Join(dir, "cdh.sock"),
+		bundles: filepath.Join(dir, "bundles"),
+	}
+	if len(g.cdhSock) > 100 {
+		return nil, fmt.Errorf("the path %s is too long for a unix socket; set TMPDIR to a shorter one", g.cdhSock)
+	}
+	return g, os.MkdirAll(g.bundles, 0o700)
+}
+
+// writeConfig writes aa.toml and cdh.toml as a pod VM's boot would.
+func (g *guest) writeConfig(kbsURL, registry string) error {
+	aa := fmt.Sprintf("[token_configs.kbs]\nurl = %q\n", kbsURL)
+	cdh := fmt.Sprintf(`socket = "unix://%s"
+
+[aa]
+aa_socket = "unix://%s"
+
+[kbc]
+name = "cc_kbc"
+url = %q
+
+[image]
+work_dir = %q
+image_security_policy_uri = "kbs:///%s"
+
+# The demo's registry speaks plain HTTP on loopback.
+[[image.registry_config.registry]]
+location = %q
+insecure = true
+`, g.cdhSock, g.aaSock, kbsURL, filepath.Join(g.dir, "images"), imagePolicy, registry)
+	for name, text := range map[string]string{"aa.toml": aa, "cdh.toml": cdh} {
+		if err := os.WriteFile(filepath.Join(g.dir, name), []byte(text), 0o600); err != nil {
+			return fmt.Errorf("writing %s: %w", name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,185 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// tempFiles lists what demos would leave in the temporary directory.
+func tempFiles(t *testing.T) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(os.TempDir(), "sealpod-demo-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func mounts(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestDemoDoesWhatItTellsAndLeavesNothing(t *testing.T) {
+	binary := sealpod(t)
+	t.Setenv("TMPDIR", t.TempDir())
+	mountsBefore := mounts(t)
+	var text bytes.Buffer
+	report, err := Run(t.Context(), Options{Sealpod: binary, Text: &text})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text.String())
+	}
+	if !report.OK || report.Attestations != 1 {
+		t.Errorf("ok %v, %d attestations\n%s", report.OK, report.Attestations, text.String())
+	}
+	var ids []string
+	for _, s := range report.Steps {
+		ids = append(ids, s.ID)
+	}
+	if d := cmp.Diff([]string{"relying-party", "registry", "build", "encrypt", "sign", "daemons", "pull", "secret"}, ids); d != "" {
+		t.Error(d)
+	}
+	for _, r := range report.Refusals {
+		if !r.OK {
+			t.Errorf("%s was refused for another reason: %s", r.ID, r.Reason)
+		}
+	}
+	if len(report.Refusals) != 3 {
+		t.Errorf("%d refusals", len(report.Refusals))
+	}
+	if left := tempFiles(t); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	if d := cmp.Diff(mountsBefore, mounts(t)); d != "" {
+		t.Errorf("mounts changed: %s", d)
+	}
+	if strings.Contains(text.String(), "\x1b[") {
+		t.Error("colour without a terminal")
+	}
+}
+
+// cancelAt is a writer that ends a context when the story reaches a word.
+type cancelAt struct {
+	word   string
+	cancel context.CancelFunc
+}
+
+func (c cancelAt) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(c.word)) {
+		c.cancel()
+	}
+	return len(p), nil
+}
+
+func TestInterruptedDemoLeavesNothing(t *testing.T) {
+	binary := sealpod(t)
+	for _, word := range []string{"Registry started", "Three daemons", "Attested", "What is refused"} {
+		t.Run(word, func(t *testing.T) {
+			t.Setenv("TMPDIR", t.TempDir())
+			before := mounts(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			report, err := Run(ctx, Options{Sealpod: binary, Text: cancelAt{word, cancel}})
+			if err == nil || report.OK {
+				t.Error("an interrupted demo reports success")
+			}
+			if left := tempFiles(t); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+			if d := cmp.Diff(before, mounts(t)); d != "" {
+				t.Errorf("mounts changed: %s", d)
+			}
+		})
+	}
+}
+
+func TestDemoWithoutTheGuestBinarySaysSo(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if _, err := Run(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), "sealpod") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := Run(t.Context(), Options{Sealpod: "/nonexistent/sealpod"}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestReportIsWhatMachinesRead(t *testing.T) {
+	tell := &teller{report: &Report{Steps: []Step{}, Refusals: []Refusal{}}}
+	_ = tell.step("a", "A", func() (note, error) { return note{text: "x", facts: map[string]string{"k": "v"}}, nil })
+	tell.refusal("b", "B", "because", func() error { return errors.New("no, because <&>") })
+	tell.refusal("c", "C", "because", func() error { return errors.New("for another reason") })
+	tell.refusal("d", "D", "because", func() error { return nil })
+	if tell.good {
+		t.Error("good in spite of a wrong reason")
+	}
+	var b bytes.Buffer
+	if err := tell.report.WriteJSON(&b); err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(b.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	var oks []any
+	for _, r := range got["refusals"].([]any) {
+		oks = append(oks, r.(map[string]any)["ok"])
+	}
+	if d := cmp.Diff([]any{true, false, false}, oks); d != "" {
+		t.Error(d)
+	}
+	if !strings.Contains(b.String(), "<&>") {
+		t.Error("reasons are escaped for HTML")
+	}
+}
+
+func TestStoryLayout(t *testing.T) {
+	var b bytes.Buffer
+	p := &printer{w: &b}
+	p.row(p.ok(), "Title", "short\n"+strings.Repeat("word ", 30), 1500*time.Millisecond)
+	for i, line := range strings.Split(strings.TrimRight(b.String(), "\n"), "\n") {
+		if n := len([]rune(line)); n > textWidth {
+			t.Errorf("line %d has %d columns: %q", i, n, line)
+		}
+	}
+	if !strings.Contains(b.String(), "Title") || !strings.Contains(b.String(), "1500 ms") {
+		t.Error(b.String())
+	}
+	var none *printer
+	none.chapter("x")
+	none.line("x")
+	none.row("", "", "", 0)
+}
+
+func TestFlipperChangesOneBit(t *testing.T) {
+	rec := httptest.NewRecorder()
+	f := &flipper{ResponseWriter: rec}
+	in := bytes.Repeat([]byte{7}, 64)
+	for range 2 {
+		if _, err := f.Write(in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	different := 0
+	for _, b := range rec.Body.Bytes() {
+		if b != 7 {
+			different++
+		}
+	}
+	if different != 1 || rec.Body.Len() != 128 || in[32] != 7 {
+		t.Errorf("%d bytes differ of %d", different, rec.Body.Len())
+	}
+}

@@ -1,0 +1,133 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/ttrpc"
+
+	"github.com/sealpod/sealpod/api/datahub"
+	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/rpc"
+)
+
+// pod is the guest's half: three real sealpod processes.
+type pod struct {
+	*guest
+	hub   *rpc.Client
+	procs []*process
+	ready map[string]time.Duration // from exec to serving, by applet
+}
+
+// startPod starts the daemons in g's directory, each once its predecessor
+// serves. What was started before a failure is stopped by stop.
+func startPod(ctx context.Context, sealpod string, g *guest) (*pod, error) {
+	p := &pod{guest: g, hub: rpc.NewClient(g.cdhSock, 5*time.Second), ready: map[string]time.Duration{}}
+	env := []string{
+		"SEALPOD_LOG_FORMAT=text", "RUST_LOG=info",
+		"OCICRYPT_KEYPROVIDER_CONFIG=" + filepath.Join(g.dir, "ocicrypt_config.json"),
+		// The user's own settings must not reach the demo's daemons.
+		"AA_KBC_PARAMS=", "AA_SOCKET=", "KBS_CERT=", "CDH_DEFAULT_IMAGE_AUTHENTICATED_REGISTRY_CREDENTIALS=",
+		"HTTP_PROXY=", "HTTPS_PROXY=", "http_proxy=", "https_proxy=",
+	}
+	file := func(name string) string { return filepath.Join(g.dir, name) }
+	for _, d := range []struct {
+		name  string
+		args  []string
+		probe func() bool
+	}{
+		{"attestation-agent", []string{"-c", file("aa.toml"), "-a", "unix://" + g.aaSock}, exists(g.aaSock)},
+		{"confidential-data-hub", []string{"-c", file("cdh.toml")}, exists(g.cdhSock)},
+		{
+			"api-server-rest",
+			[]string{"-b", g.rest, "-f", "all", "-a", "unix://" + g.aaSock, "-c", "unix://" + g.cdhSock},
+			listening(g.rest),
+		},
+	} {
+		began := time.Now()
+		proc, err := start(sealpod, g.dir, d.name, env, d.args...)
+		if err != nil {
+			return p, err
+		}
+		p.procs = append(p.procs, proc)
+		if err := proc.ready(ctx, d.probe); err != nil {
+			return p, err
+		}
+		p.ready[d.name] = time.Since(began)
+	}
+	return p, nil
+}
+
+// stop ends the daemons, the last started first.
+func (p *pod) stop() error {
+	errs := []error{p.hub.Close()}
+	for i := len(p.procs) - 1; i >= 0; i-- {
+		errs = append(errs, p.procs[i].stop())
+	}
+	return errors.Join(errs...)
+}
+
+// pull asks the data hub for image and returns the bundle and the digest.
+func (p *pod) pull(ctx context.Context, image, container string) (bundle, digest string, err error) {
+	bundle = filepath.Join(p.bundles, container)
+	if err := os.MkdirAll(bundle, 0o700); err != nil {
+		return "", "", fmt.Errorf("creating the bundle: %w", err)
+	}
+	err = p.hub.Do(ctx, func(c *ttrpc.Client) error {
+		r, err := datahub.NewImagePullServiceClient(c).PullImage(ctx, &datahub.ImagePullRequest{ImageUrl: image, BundlePath: bundle})
+		digest = r.GetManifestDigest()
+		return err
+	})
+	return bundle, digest, err
+}
+
+// resource fetches path as a container does: plain HTTP on loopback.
+func (p *pod) resource(ctx context.Context, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.rest+"/cdh/resource/"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := podvm.ReadMax(resp.Body, 1<<20)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %s", resp.Status, podvm.Printable(string(body), 500))
+	}
+	return body, nil
+}
+
+func exists(path string) func() bool {
+	return func() bool { _, err := os.Lstat(path); return err == nil }
+}
+
+func listening(addr string) func() bool {
+	return func() bool {
+		c, err := net.DialTimeout("tcp", addr, time.Second) //nolint:noctx // bounded
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	}
+}
+
+// freeAddr returns a loopback address nothing listens on right now.
+func freeAddr(ctx context.Context) (string, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("finding a free port: %w", err)
+	}
+	return l.Addr().String(), l.Close()
+}

@@ -1,0 +1,71 @@
+package demo
+
+import (
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/status"
+)
+
+// teller runs the parts of the story, prints and records them.
+type teller struct {
+	out    *printer
+	report *Report
+	good   bool
+}
+
+// note is what a step has to say about itself.
+type note struct {
+	text  string
+	facts map[string]string
+}
+
+// step runs f and records how it went. Its error is f's.
+func (t *teller) step(id, title string, f func() (note, error)) error {
+	began := time.Now()
+	n, err := f()
+	took := time.Since(began)
+	s := Step{ID: id, Title: title, OK: err == nil, DurationMS: ms(took), Detail: n.text, Facts: n.facts}
+	mark := t.out.ok()
+	if err != nil {
+		s.Error = err.Error()
+		mark, n.text = t.out.failed(), err.Error()
+	}
+	t.good = err == nil && (t.good || len(t.report.Steps) == 0)
+	t.report.Steps = append(t.report.Steps, s)
+	t.out.row(mark, title, n.text, took)
+	return err
+}
+
+// refusal runs f, which must fail with a text that contains want.
+func (t *teller) refusal(id, title, want string, f func() error) {
+	began := time.Now()
+	err := f()
+	took := time.Since(began)
+	r := Refusal{ID: id, Title: title, DurationMS: ms(took)}
+	mark := t.out.failed()
+	switch {
+	case err == nil:
+		r.Reason = "not refused"
+	default:
+		r.Reason = status.Convert(err).Message()
+		if r.OK = strings.Contains(r.Reason, want); r.OK {
+			mark = t.out.refused()
+		}
+	}
+	t.good = t.good && r.OK
+	t.report.Refusals = append(t.report.Refusals, r)
+	t.out.row(mark, title, shorten(r.Reason), took)
+}
+
+// shorten drops what every reason starts with, for the human reader.
+func shorten(reason string) string {
+	_, rest, ok := strings.Cut(reason, "Failed to pull image ")
+	if !ok {
+		return reason
+	}
+	if _, after, ok := strings.Cut(rest, ": "); ok {
+		return after
+	}
+	return rest
+}

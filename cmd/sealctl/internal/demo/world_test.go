@@ -1,0 +1,97 @@
+package demo
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+var build struct {
+	once sync.Once
+	path string
+	err  error
+	out  []byte
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if build.path != "" {
+		_ = os.RemoveAll(filepath.Dir(build.path))
+	}
+	os.Exit(code)
+}
+
+// sealpod builds the guest binary once, with the race detector when the test
+// itself has it.
+func sealpod(t testing.TB) string {
+	t.Helper()
+	build.once.Do(func() {
+		dir, err := os.MkdirTemp("", "sealpod-bin-")
+		if err != nil {
+			build.err = err
+			return
+		}
+		build.path = filepath.Join(dir, "sealpod")
+		args := []string{"build", "-o", build.path}
+		if raceEnabled {
+			args = append(args, "-race")
+		}
+		build.out, build.err = exec.Command("go", append(args, "github.com/sealpod/sealpod/cmd/sealpod")...).CombinedOutput()
+	})
+	if build.err != nil {
+		t.Fatalf("building sealpod: %v\n%s", build.err, build.out)
+	}
+	return build.path
+}
+
+// world is an owner with a registry and a pod beside it.
+type world struct {
+	*owner
+	*pod
+	dir string
+}
+
+// newWorld starts all of it and stops it when the test ends.
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "world-") // t.TempDir is too long for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	own, err := startOwner(ctx, dir)
+	if own != nil {
+		t.Cleanup(func() {
+			if err := own.stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := own.setPolicies(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := own.startRegistry(ctx, filepath.Join(dir, "registry")); err != nil {
+		t.Fatal(err)
+	}
+	g, err := own.guestConfig(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := startPod(ctx, sealpod(t), g)
+	t.Cleanup(func() {
+		if err := p.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &world{owner: own, pod: p, dir: dir}
+}
