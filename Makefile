@@ -5,15 +5,12 @@ GO ?= go
 TOOLS := $(CURDIR)/bin/tools
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X github.com/sealpod/sealpod/podvm.version=$(VERSION)
-SOURCES := $(shell git ls-files '*.go' go.mod go.sum 2>/dev/null)
 # The race detector needs a C compiler; everything else here does not.
 RACE := $(if $(shell command -v $(shell $(GO) env CC)),-race,)
 
 .PHONY: build demo test lint fuzz bench proto clean
-build: bin/sealpod bin/sealctl
-
-bin/%: $(SOURCES)
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sealpod ./cmd/sealctl
 
 # make demo ARGS='--image docker.io/library/alpine:3'
 demo: build
