@@ -123,6 +123,9 @@ func Run(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (er
 		}
 	}
 	h, err := Open(ctx, cfg, host, log)
+	if err != nil && ctx.Err() != nil {
+		return nil // asked to stop while waiting for the agent or the KBS
+	}
 	if err != nil {
 		// The text before the reason is upstream's.
 		return fmt.Errorf("init Hub failed: %w", err)

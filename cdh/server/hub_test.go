@@ -173,3 +173,15 @@ func TestPathThatIsNoSocketIsNotReplaced(t *testing.T) {
 		t.Fatalf("%q, %v", b, err)
 	}
 }
+
+func TestStopWhileWaitingForTheAgentIsNoFailure(t *testing.T) {
+	cfg := runCfg(t, KBC{Name: "cc_kbc", URL: "http://127.0.0.1:1"})
+	cfg.Credentials = []Credential{{podvm.CDHResourceDir + "/a", uri}}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, cfg, machine(t, nil, nil), cdhtest.Quiet) }()
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
