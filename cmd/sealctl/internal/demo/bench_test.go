@@ -144,7 +144,7 @@ func pushBig(b *testing.B, w *world, size int64) (ref string, tarBytes int64) {
 	counted := &counter{w: zw}
 	tw := tar.NewWriter(counted)
 	rng := rand.NewChaCha8([32]byte{1})
-	text := bytes.Repeat([]byte("confidential computing, one line at a time\n"), 24_000)[:1<<20]
+	text := bytes.Repeat([]byte("confidential computing, one line at a time\n"), 25_000)[:1<<20]
 	noise := make([]byte, 1<<20)
 	for i := 0; ; i++ {
 		if st, err := f.Stat(); err != nil || st.Size() >= size {
