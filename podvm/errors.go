@@ -16,7 +16,15 @@ type explained struct {
 	cause string
 }
 
-func (e *explained) Error() string { return e.cause + ": " + e.err.Error() }
+// Error gives the chain with the sentence before it, once.
+func (e *explained) Error() string {
+	chain := e.err.Error()
+	if strings.Contains(chain, e.cause) {
+		return chain
+	}
+	return e.cause + ": " + chain
+}
+
 func (e *explained) Unwrap() error { return e.err }
 
 // Explain attaches to err a short sentence that is safe to show outside the
@@ -29,14 +37,25 @@ func Explain(err error, cause string) error {
 	return &explained{err: err, cause: cause}
 }
 
+// maxCause caps what Cause returns, in bytes.
+const maxCause = 2048
+
 // Cause returns the outermost sentence attached with Explain, made printable
-// and cut to 1024 bytes, or "" when the chain carries none.
+// line by line and cut to 2048 bytes, or "" when the chain carries none.
 func Cause(err error) string {
 	var e *explained
 	if !errors.As(err, &e) {
 		return ""
 	}
-	return Printable(e.cause, 1024)
+	lines := strings.Split(e.cause, "\n")
+	for i, l := range lines {
+		lines[i] = Printable(l, maxCause)
+	}
+	text := strings.Join(lines, "\n")
+	if len(text) > maxCause {
+		text = strings.ToValidUTF8(text[:maxCause], "") + "…"
+	}
+	return text
 }
 
 // Printable returns s without control characters and cut to limit bytes. Use

@@ -34,9 +34,15 @@ func TestSecretNeverPrints(t *testing.T) {
 
 func TestExplain(t *testing.T) {
 	inner := errors.New("dial 10.0.0.1: refused")
-	err := fmt.Errorf("outer: %w", Explain(inner, "KBS not\nreachable"))
-	if got := Cause(err); got != "KBS not reachable" {
+	err := fmt.Errorf("outer: %w", Explain(inner, "KBS not\treachable\nask its owner"))
+	if got := Cause(err); got != "KBS not reachable\nask its owner" {
 		t.Errorf("Cause = %q", got)
+	}
+	if got := Explain(inner, "refused").Error(); got != inner.Error() {
+		t.Errorf("a cause the chain has already is repeated: %q", got)
+	}
+	if got := Cause(Explain(inner, strings.Repeat("x\n", 5000))); len(got) > maxCause+len("…") {
+		t.Errorf("a cause of %d bytes", len(got))
 	}
 	if !errors.Is(err, inner) {
 		t.Error("the chain is broken")

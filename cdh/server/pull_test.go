@@ -100,7 +100,7 @@ func TestPullErrors(t *testing.T) {
 		},
 		"without one":   {err: errors.New("inner detail"), fault: textPull + ": the image could not be pulled"},
 		"client fault":  {clientErr: imagepull.ErrConfig, fault: textClient + ": the [image] configuration is not usable"},
-		"hostile cause": {err: podvm.Explain(errors.New("x"), "a\x1b[1m\nb"), fault: textPull + ": a [1m b"},
+		"hostile cause": {err: podvm.Explain(errors.New("x"), "a\x1b[1m\nb"), fault: textPull + ": a [1m\nb"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
