@@ -1,0 +1,224 @@
+package snp
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sealpod/sealpod/relyingparty/verifier"
+)
+
+// fakeKDS serves a body for each request URI and counts.
+func fakeKDS(t *testing.T, answers map[string][]byte) (*KDS, *atomic.Int32) {
+	t.Helper()
+	asked := new(atomic.Int32)
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		body, ok := answers[r.URL.RequestURI()]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		if body == nil {
+			http.Error(w, "slow down", http.StatusTooManyRequests)
+			return
+		}
+		if _, err := w.Write(body); err != nil {
+			t.Error(err)
+		}
+	}))
+	t.Cleanup(server.Close)
+	k, err := NewKDS(server.URL+"/", server.Client(), clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k, asked
+}
+
+func TestKeyFromTheKeyServer(t *testing.T) {
+	for product, query := range map[string]string{
+		Genoa: "blSPL=04&teeSPL=01&snpSPL=22&ucodeSPL=213",
+		Turin: "fmcSPL=01&blSPL=04&teeSPL=01&snpSPL=22&ucodeSPL=213",
+	} {
+		s := newSimulator(t, product)
+		m := s.model()
+		key := s.endorse(m.chip, m.tcb)
+		uri := "/vcek/v1/" + product + "/" + hexOf(m.chip) + "?" + query
+		kds, asked := fakeKDS(t, map[string][]byte{uri: key.Raw})
+		v := s.verifier(Config{Sources: []Source{kds}})
+		for range 3 {
+			if _, err := v.Verify(t.Context(), toJSON(t, s.report(m, key)), verifier.Expected{ReportData: digest}); err != nil {
+				t.Errorf("%s: %v", product, err)
+			}
+		}
+		if asked.Load() != 1 {
+			t.Errorf("%s: asked %d times", product, asked.Load())
+		}
+	}
+}
+
+func TestKeyOfReportThatDoesNotNameItsProduct(t *testing.T) {
+	s := newSimulator(t, Genoa)
+	m := s.model()
+	m.version = 2
+	key := s.endorse(m.chip, m.tcb)
+	kds, _ := fakeKDS(t, map[string][]byte{
+		"/vcek/v1/Genoa/" + hexOf(m.chip) + "?blSPL=04&teeSPL=01&snpSPL=22&ucodeSPL=213": key.Raw,
+	})
+	v := s.verifier(Config{Sources: []Source{kds}})
+	if _, err := v.Verify(t.Context(), toJSON(t, s.report(m, key)), verifier.Expected{ReportData: digest}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestKeyServerThatFails(t *testing.T) {
+	chip := Chip{Milan, chipID, TCB{}}
+	uri := "/vcek/v1/Milan/" + hexOf(chipID) + "?blSPL=00&teeSPL=00&snpSPL=00&ucodeSPL=00"
+	none, _ := fakeKDS(t, nil)
+	if _, err := none.VCEK(t.Context(), chip); !errors.Is(err, ErrNoKey) {
+		t.Errorf("unknown chip: %v", err)
+	}
+	busy, _ := fakeKDS(t, map[string][]byte{uri: nil})
+	if _, err := busy.VCEK(t.Context(), chip); err == nil || errors.Is(err, ErrNoKey) || !strings.Contains(err.Error(), "429") {
+		t.Errorf("throttled: %v", err)
+	}
+	large, _ := fakeKDS(t, map[string][]byte{uri: make([]byte, maxCertificate+1)})
+	if _, err := large.VCEK(t.Context(), chip); err == nil {
+		t.Error("answer without end")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := large.VCEK(ctx, chip); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestKeyServerThatLies(t *testing.T) {
+	s, evil := newSimulator(t, Genoa), newSimulator(t, Genoa)
+	m := s.model()
+	uri := "/vcek/v1/Genoa/" + hexOf(m.chip) + "?blSPL=04&teeSPL=01&snpSPL=22&ucodeSPL=213"
+	fake := evil.endorse(m.chip, m.tcb)
+	kds, _ := fakeKDS(t, map[string][]byte{uri: fake.Raw})
+	_, err := s.verifier(Config{Sources: []Source{kds}}).Verify(t.Context(), toJSON(t, evil.report(m, fake)), verifier.Expected{ReportData: digest})
+	if !errors.Is(err, verifier.ErrEvidence) {
+		t.Error(err)
+	}
+}
+
+func TestOfflineStore(t *testing.T) {
+	for product, file := range map[string]string{
+		Genoa: "bl04_tee01_snp22_ucode213_vcek.der", Turin: "bl04_tee01_snp22_ucode213_fmc01_vcek.der", Milan: "vcek.der",
+	} {
+		s := newSimulator(t, product)
+		m := s.model()
+		key := s.endorse(m.chip, m.tcb)
+		dir := t.TempDir()
+		empty, store := OfflineStore(t.TempDir()), OfflineStore(dir)
+		raw := toJSON(t, s.report(m, key))
+		for _, sources := range [][]Source{nil, {empty}} {
+			_, err := s.verifier(Config{Sources: sources}).Verify(t.Context(), raw, verifier.Expected{ReportData: digest})
+			if !errors.Is(err, ErrNoKey) || errors.Is(err, verifier.ErrEvidence) {
+				t.Errorf("%s, nothing stored: %v", product, err)
+			}
+		}
+		write(t, filepath.Join(dir, "vcek", hexOf(m.chip), file), key.Raw)
+		if _, err := s.verifier(Config{Sources: []Source{empty, store}}).Verify(t.Context(), raw, verifier.Expected{ReportData: digest}); err != nil {
+			t.Errorf("%s: %v", product, err)
+		}
+	}
+}
+
+func TestHiddenChip(t *testing.T) {
+	s := newSimulator(t, Milan)
+	m := s.model()
+	key := s.endorse(m.chip, m.tcb)
+	m.chip = nil
+	report := s.report(m, key)
+	if _, err := s.verifier(Config{}).VerifyReport(t.Context(), report, nil); !errors.Is(err, verifier.ErrEvidence) {
+		t.Errorf("nothing to ask for: %v", err)
+	}
+	if _, err := s.verifier(Config{}).VerifyReport(t.Context(), report, []Certificate{vcek(key)}); err != nil {
+		t.Errorf("key sent along: %v", err)
+	}
+}
+
+func TestRevocation(t *testing.T) {
+	s := newSimulator(t, Milan)
+	m := s.model()
+	key := s.endorse(m.chip, m.tcb)
+	list := func(signer *x509.Certificate, until time.Time, revoked ...*x509.Certificate) []byte {
+		var entries []x509.RevocationListEntry
+		for _, c := range revoked {
+			entries = append(entries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: testTime})
+		}
+		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+			Number: big.NewInt(1), ThisUpdate: testTime.AddDate(0, -1, 0), NextUpdate: until, RevokedCertificateEntries: entries,
+		}, signer, s.keys[signer])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	later := testTime.AddDate(0, 1, 0)
+	for name, c := range map[string]struct {
+		der     []byte
+		ok, bad bool
+	}{
+		"nothing revoked": {list(s.root.ARK, later), true, false},
+		"another revoked": {list(s.root.ARK, later, s.root.ASVK), true, false},
+		"revoked":         {list(s.root.ARK, later, s.root.ASK), false, true},
+		"of another":      {list(s.root.ASK, later), false, false},
+		"too old":         {list(s.root.ARK, testTime.AddDate(0, 0, -1)), false, false},
+		"garbage":         {[]byte("x"), false, false},
+	} {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "crl", "Milan.der"), c.der)
+		kds, asked := fakeKDS(t, map[string][]byte{"/vcek/v1/Milan/crl": c.der})
+		for source, r := range map[string]Revocations{"store": OfflineStore(dir), "server": kds} {
+			v := s.verifier(Config{Revocations: r})
+			for range 2 {
+				_, err := v.VerifyReport(t.Context(), s.report(m, key), []Certificate{vcek(key)})
+				if (err == nil) != c.ok || errors.Is(err, verifier.ErrEvidence) != c.bad {
+					t.Errorf("%s, %s: %v", name, source, err)
+				}
+			}
+		}
+		if asked.Load() != 1 {
+			t.Errorf("%s: asked %d times", name, asked.Load())
+		}
+	}
+	v := s.verifier(Config{Revocations: OfflineStore(t.TempDir())})
+	if _, err := v.VerifyReport(t.Context(), s.report(m, key), []Certificate{vcek(key)}); err == nil {
+		t.Error("no list is no answer")
+	}
+}
+
+func hexOf(b []byte) string {
+	const digits = "0123456789abcdef"
+	var out []byte
+	for _, c := range slices.Clone(b) {
+		out = append(out, digits[c>>4], digits[c&15])
+	}
+	return string(out)
+}
+
+func write(t *testing.T, path string, content []byte) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
