@@ -16,7 +16,7 @@ import (
 func TestErrors(t *testing.T) {
 	p := newParty(t, nil)
 	p.put("a/b/c", "the secret")
-	p.setPolicy(allowAll)
+	p.allowAll()
 	g := newGuest(p)
 	g.handshake()
 	fresh := newGuest(p)
@@ -170,7 +170,7 @@ func TestNonceAttacks(t *testing.T) {
 func TestStolenCookieAndTokenOpenNothing(t *testing.T) {
 	p := newParty(t, nil)
 	p.put("a/b/c", "the secret")
-	p.setPolicy(allowAll)
+	p.allowAll()
 	honest := newGuest(p)
 	honest.handshake()
 	thief := newGuest(p)
@@ -207,7 +207,7 @@ func (p *party) verified(text string) (kbs.PublicKey, error) {
 func TestTokenOfAStrangerIsRefused(t *testing.T) {
 	p, stranger := newParty(t, nil), newParty(t, nil)
 	p.put("a/b/c", "the secret")
-	p.setPolicy(allowAll)
+	p.allowAll()
 	g := newGuest(stranger)
 	g.handshake()
 	if a := p.do("GET", "/kbs/v0/resource/a/b/c", nil, withBearer(g.token)); a.variant() != "TokenVerifierError" {
@@ -220,7 +220,7 @@ func TestTokenOfAStrangerIsRefused(t *testing.T) {
 
 func TestPathsStayInTheirNamespace(t *testing.T) {
 	p := newParty(t, func(c *Config) { c.Store, c.StoreDir = nil, t.TempDir()+"/rp" })
-	p.setPolicy(allowAll)
+	p.allowAll()
 	g := newGuest(p)
 	g.handshake()
 	for _, path := range []string{
@@ -239,7 +239,7 @@ func TestPathsStayInTheirNamespace(t *testing.T) {
 func TestFaultsOfTheStoreAreNotShown(t *testing.T) {
 	p := newParty(t, nil)
 	p.put("a/b/c", "the secret")
-	p.setPolicy(allowAll)
+	p.allowAll()
 	g := newGuest(p)
 	g.handshake()
 	must(t, p.store.Put(t.Context(), store.KBS, "resource-policy.rego", []byte("package policy\nallow if no_such(input)")))
@@ -256,7 +256,7 @@ func TestFaultsOfTheStoreAreNotShown(t *testing.T) {
 func TestNothingSecretIsLogged(t *testing.T) {
 	p := newParty(t, nil)
 	p.put("a/b/c", "the secret")
-	p.setPolicy(allowAll)
+	p.allowAll()
 	g := newGuest(p)
 	g.handshake()
 	g.open(p.do("GET", "/kbs/v0/resource/a/b/c", nil, withBearer(g.token)))

@@ -49,7 +49,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	s.metrics.add("kbs_http_requests_total")
-	err := s.dispatch(c)
+	err := s.dispatch(c) //nolint:contextcheck // the context travels in c.r
 	c.log = c.log.With("dur", time.Since(start).Round(time.Microsecond))
 	if err != nil {
 		s.fail(c, err)

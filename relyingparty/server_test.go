@@ -28,7 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestHandshakeAndResource(t *testing.T) {
 	p := newParty(t, nil)
 	p.put("default/key/1", "the secret")
-	p.setPolicy(allowAll)
+	p.allowAll()
 	g := newGuest(p)
 	g.auth()
 	if !regexp.MustCompile(`^kbs-session-id=[0-9a-f]{32}; Expires=[^;]+$`).MatchString(g.cookie.Raw) {
@@ -70,7 +70,7 @@ func TestHandshakeAndResource(t *testing.T) {
 func TestResourceIsReadableByAnotherJWELibrary(t *testing.T) {
 	p := newParty(t, nil)
 	p.put("a/b/c", "the secret")
-	p.setPolicy(allowAll)
+	p.allowAll()
 	g := newGuest(p)
 	g.handshake()
 	a := p.do("GET", "/kbs/v0/resource/a/b/c", nil, withBearer(g.token))
@@ -156,7 +156,7 @@ func (e clientEvidence) AdditionalEvidence(ctx context.Context, digest []byte) (
 func TestOurClient(t *testing.T) {
 	p := newParty(t, nil)
 	p.put("a/b/c", "the secret")
-	p.setPolicy(allowAll)
+	p.allowAll()
 	for _, alg := range []kbs.KeyAlgorithm{"", kbs.ECDHP521, kbs.RSAOAEP} {
 		c, err := kbs.NewClient(kbs.ClientConfig{URL: p.url})
 		must(t, err)
@@ -174,7 +174,7 @@ func TestOurClient(t *testing.T) {
 func TestParallelHandshakes(t *testing.T) {
 	p := newParty(t, nil)
 	p.put("a/b/c", "the secret")
-	p.setPolicy(allowAll)
+	p.allowAll()
 	var wg sync.WaitGroup
 	for range 64 {
 		g := newGuest(p)
@@ -209,7 +209,7 @@ func TestRestartKeepsResourcesKeyAndAdminToken(t *testing.T) {
 	onDisk := func(c *Config) { c.Store, c.StoreDir = nil, dir }
 	first := newParty(t, onDisk)
 	first.put("a/b/c", "the secret")
-	first.setPolicy(allowAll)
+	first.allowAll()
 	g := newGuest(first)
 	g.handshake()
 	second := newParty(t, onDisk)
@@ -248,7 +248,7 @@ func TestOpenRefusesADamagedStore(t *testing.T) {
 func TestExpiry(t *testing.T) {
 	p := newParty(t, nil)
 	p.put("a/b/c", "the secret")
-	p.setPolicy(allowAll)
+	p.allowAll()
 	g := newGuest(p)
 	g.auth()
 	p.clock.add(5 * time.Minute)
@@ -268,7 +268,7 @@ func TestExpiry(t *testing.T) {
 // BenchmarkHandshake is auth and attest over loopback HTTP, in parallel.
 func BenchmarkHandshake(b *testing.B) {
 	p := newParty(b, nil)
-	p.setPolicy(allowAll)
+	p.allowAll()
 	g := newGuest(p)
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
@@ -292,7 +292,7 @@ func BenchmarkHandshake(b *testing.B) {
 func BenchmarkResource(b *testing.B) {
 	p := newParty(b, nil)
 	p.put("a/b/c", strings.Repeat("k", 32))
-	p.setPolicy(allowAll)
+	p.allowAll()
 	g := newGuest(p)
 	g.handshake()
 	b.ReportAllocs()

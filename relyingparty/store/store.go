@@ -92,7 +92,7 @@ func CheckKey(key string) error {
 		}
 	}
 	for i := range len(key) {
-		if c := key[i]; !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-_./", c) >= 0) {
+		if !allowed(key[i]) {
 			return fmt.Errorf("%w: %q: want letters, digits and - _ . /", ErrKey, podvm.Printable(key, 128))
 		}
 	}
@@ -100,6 +100,10 @@ func CheckKey(key string) error {
 		return fmt.Errorf("%w: %q: %d bytes as a file name, want at most %d", ErrKey, podvm.Printable(key, 128), n, maxFileName)
 	}
 	return nil
+}
+
+func allowed(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-_./", c) >= 0
 }
 
 // slash is how "/" of a key is written in a file name.
