@@ -51,6 +51,8 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		log.Warn("Requests still running at shutdown are cut off")
 		err = srv.Close()
 	}
-	<-done
+	if e := <-done; !errors.Is(e, http.ErrServerClosed) {
+		err = errors.Join(err, e)
+	}
 	return err
 }

@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -34,7 +33,7 @@ import (
 )
 
 // Quiet is a log nobody reads.
-var Quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+var Quiet = slog.New(slog.DiscardHandler)
 
 // KBS is a Key Broker Service that takes the tokens it minted.
 type KBS struct {

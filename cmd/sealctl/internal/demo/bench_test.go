@@ -64,7 +64,7 @@ func BenchmarkIdleMemory(b *testing.B) {
 		if err := unmount(bundle); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := w.resource(b.Context(), secretPath); err != nil {
+		if _, err := w.fetchSecret(b.Context()); err != nil {
 			b.Fatal(err)
 		}
 		for _, p := range w.procs {
@@ -82,12 +82,12 @@ func BenchmarkIdleMemory(b *testing.B) {
 // attestation for all of them.
 func BenchmarkHundredSecrets(b *testing.B) {
 	w := newWorld(b)
-	if _, err := w.resource(b.Context(), secretPath); err != nil {
+	if _, err := w.fetchSecret(b.Context()); err != nil {
 		b.Fatal(err)
 	}
 	for b.Loop() {
 		for range 100 {
-			if _, err := w.resource(b.Context(), secretPath); err != nil {
+			if _, err := w.fetchSecret(b.Context()); err != nil {
 				b.Fatal(err)
 			}
 		}

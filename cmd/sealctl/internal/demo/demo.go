@@ -152,7 +152,7 @@ func tell(ctx context.Context, t *teller, o Options, sealpod, dir string) (err e
 		return err
 	}
 	if err := t.step("secret", "A container asked for its secret over plain HTTP", func() (note, error) {
-		got, err := p.resource(ctx, secretPath)
+		got, err := p.fetchSecret(ctx)
 		if err == nil && string(got) != own.secret {
 			err = errors.New("the secret that came is not the one placed")
 		}

@@ -87,9 +87,9 @@ func (p *pod) pull(ctx context.Context, image, container string) (bundle, digest
 	return bundle, digest, err
 }
 
-// resource fetches path as a container does: plain HTTP on loopback.
-func (p *pod) resource(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.rest+"/cdh/resource/"+path, nil)
+// fetchSecret gets the secret as a container does: plain HTTP on loopback.
+func (p *pod) fetchSecret(ctx context.Context) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.rest+"/cdh/resource/"+secretPath, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -44,14 +44,13 @@ func (t *teller) refusal(id, title, want string, f func() error) {
 	took := time.Since(began)
 	r := Refusal{ID: id, Title: title, DurationMS: ms(took)}
 	mark := t.out.failed()
-	switch {
-	case err == nil:
-		r.Reason = "not refused"
-	default:
+	r.Reason = "not refused"
+	if err != nil {
 		r.Reason = status.Convert(err).Message()
-		if r.OK = strings.Contains(r.Reason, want); r.OK {
-			mark = t.out.refused()
-		}
+		r.OK = strings.Contains(r.Reason, want)
+	}
+	if r.OK {
+		mark = t.out.refused()
 	}
 	t.good = t.good && r.OK
 	t.report.Refusals = append(t.report.Refusals, r)
