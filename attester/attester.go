@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/sealpod/sealpod/attester/eventlog"
 )
 
 // Attester makes the evidence of one TEE. It is safe for concurrent use.
@@ -21,6 +23,13 @@ type Attester interface {
 // evidence, or check that the host did at launch.
 type InitDataBinder interface {
 	BindInitData(ctx context.Context, digest []byte) error
+}
+
+// Measurer is an Attester whose TEE has measurement registers for runtime
+// events.
+type Measurer interface {
+	// Registers returns them, nil when this kernel cannot extend them.
+	Registers() eventlog.Registers
 }
 
 // ErrUnsupported says that the TEE cannot do what was asked.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/sealpod/sealpod/attester/sample"
+	"github.com/sealpod/sealpod/attester/tdx"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -67,7 +68,9 @@ func (o Options) primary(ctx context.Context) (Attester, error) {
 			o.Log.Warn("A TEE is passed over because the list of attesters leaves it out", "tee", tee)
 			continue
 		}
-		// No attester of a hardware TEE is part of this program yet.
+		if a := makeAttester(tee, o.Host); a != nil {
+			return a, nil
+		}
 		return nil, podvm.Explain(fmt.Errorf("detecting the TEE: %w: %s", ErrNoAttester, tee),
 			fmt.Sprintf("this machine is a TEE of type %s, which this build cannot attest", tee))
 	}
@@ -77,6 +80,15 @@ func (o Options) primary(ctx context.Context) (Attester, error) {
 	}
 	o.Log.Warn("No TEE is used: evidence of type sample proves nothing", "tee", sample.TEE)
 	return sample.New(), nil
+}
+
+// makeAttester returns the attester of a hardware TEE, nil if this program has
+// none.
+func makeAttester(tee string, host podvm.Host) Attester {
+	if tee == tdx.TEE {
+		return tdx.New(host)
+	}
+	return nil
 }
 
 func (o Options) devices() []Attester {
@@ -112,4 +124,4 @@ func CheckAllow(allow []string) error {
 }
 
 // Supported returns the wire names of the TEEs that evidence can be made of.
-func Supported() []string { return []string{sample.TEE, sample.DeviceTEE} }
+func Supported() []string { return []string{tdx.TEE, sample.TEE, sample.DeviceTEE} }

@@ -86,7 +86,11 @@ func (f agentFlags) serve(ctx context.Context, path string, config server.Config
 	if err != nil {
 		return err
 	}
-	agent := server.New(server.Deps{Config: config, TEEs: tees, InitData: doc, Log: log})
+	events, err := server.OpenEventLog(ctx, config, tees, host, log)
+	if err != nil {
+		return err
+	}
+	agent := server.New(server.Deps{Config: config, TEEs: tees, EventLog: events, InitData: doc, Log: log})
 	defer agent.Close()
 	l, err := rpc.Listen(ctx, path)
 	if err != nil {
