@@ -291,7 +291,6 @@ func TestPolicy(t *testing.T) {
 				if tt.policy != "" {
 					m.deps.Config.PolicyURI = "kbs:///default/policy/1"
 				}
-				before := mountTable(t)
 				_, err := m.puller(t).Pull(deadline(t), m.ref("a:1"), m.bundle("c"))
 				if !errors.Is(err, tt.err) {
 					t.Fatalf("Pull: %v; want %v", err, tt.err)
@@ -302,7 +301,7 @@ func TestPolicy(t *testing.T) {
 				if tt.err == policy.ErrRejected {
 					wantCause(t, err, "Failed to pull image", "Image policy rejected: Denied by policy")
 				}
-				m.wantNothingLeft(t, before)
+				m.wantNothingLeft(t)
 				if n := m.Seen("GET /v2/a/blobs/" + registrytest.Digest(img.Layers[0].Blob)); n > 0 {
 					t.Error("a layer of a rejected image was fetched")
 				}

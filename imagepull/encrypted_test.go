@@ -1,0 +1,131 @@
+package imagepull
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containers/ocicrypt/blockcipher"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/sealpod/sealpod/imagepull/layer"
+	"github.com/sealpod/sealpod/imagepull/registry/registrytest"
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// keyBroker hands out private options for packets it knows.
+type keyBroker struct {
+	known map[string]podvm.Secret
+	asked atomic.Int64
+}
+
+func (k *keyBroker) UnwrapKey(_ context.Context, packet []byte) (podvm.Secret, error) {
+	k.asked.Add(1)
+	if s, ok := k.known[string(packet)]; ok {
+		return podvm.Secret(bytes.Clone(s)), nil
+	}
+	return nil, podvm.Explain(errors.New("unknown packet"), "the KBS refused the key")
+}
+
+// encrypt seals l the way ocicrypt does; packet stands for the wrapped key.
+func encrypt(t *testing.T, l registrytest.Layer, packet string, broker *keyBroker) registrytest.Layer {
+	t.Helper()
+	h, err := blockcipher.NewLayerBlockCipherHandler()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, finish, err := h.Encrypt(bytes.NewReader(l.Blob), blockcipher.AES256CTR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts, err := finish()
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts.Private.Digest = digest.Digest(registrytest.Digest(l.Blob))
+	private, err := json.Marshal(opts.Private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker.known[packet] = private
+	return registrytest.Layer{
+		Blob: blob, DiffID: l.DiffID, MediaType: l.MediaType + "+encrypted",
+		Annotations: map[string]string{
+			"org.opencontainers.image.enc.pubopts":                         base64.StdEncoding.EncodeToString(registrytest.JSON(t, opts.Public)),
+			"org.opencontainers.image.enc.keys.provider.attestation-agent": base64.StdEncoding.EncodeToString([]byte(packet)),
+		},
+	}
+}
+
+func encryptedImage(t *testing.T) (*registrytest.Image, *keyBroker) {
+	t.Helper()
+	broker := &keyBroker{known: map[string]podvm.Secret{}}
+	img := twoLayers(t)
+	img.Layers[1] = encrypt(t, img.Layers[1], "packet one", broker)
+	return registrytest.NewImage(img.Layers...), broker
+}
+
+func TestEncryptedLayer(t *testing.T) {
+	inBothModes(t, func(t *testing.T, m *machine) {
+		img, broker := encryptedImage(t)
+		m.Push(t, "a", "1", img)
+		m.deps.KeyUnwrapper = broker
+		p := m.puller(t)
+		for _, bundle := range []string{"c1", "c2"} {
+			if _, err := p.Pull(deadline(t), m.ref("a:1"), m.bundle(bundle)); err != nil {
+				t.Fatal(err)
+			}
+			wantFiles(t, filepath.Join(m.bundle(bundle), "rootfs"), map[string]string{"etc/name": "top"})
+		}
+		if n := broker.asked.Load(); n != 1 {
+			t.Errorf("the key was asked for %d times", n)
+		}
+	})
+}
+
+// TestEncryptedLayerThatDoesNotOpen: whatever the reason, users read the same
+// sentence, and a refused key costs no download.
+func TestEncryptedLayerThatDoesNotOpen(t *testing.T) {
+	tests := map[string]func(m *machine, img *registrytest.Image, broker *keyBroker){
+		"the key is refused": func(_ *machine, _ *registrytest.Image, broker *keyBroker) { clear(broker.known) },
+		"the key is another": func(_ *machine, _ *registrytest.Image, broker *keyBroker) {
+			key := broker.known["packet one"]
+			broker.known["packet one"] = bytes.Replace(key, []byte(`"symkey":"`), []byte(`"symkey":"AAAA`), 1)
+		},
+		"the ciphertext is changed": func(m *machine, img *registrytest.Image, _ *keyBroker) {
+			b := bytes.Clone(img.Layers[1].Blob)
+			b[len(b)/2] ^= 1
+			m.Hook(hooked(registrytest.Digest(img.Layers[1].Blob), raw(b, len(b))))
+		},
+	}
+	for name, change := range tests {
+		t.Run(name, func(t *testing.T) {
+			inBothModes(t, func(t *testing.T, m *machine) {
+				img, broker := encryptedImage(t)
+				m.Push(t, "a", "1", img)
+				m.deps.KeyUnwrapper = broker
+				change(m, img, broker)
+				_, err := m.puller(t).Pull(deadline(t), m.ref("a:1"), m.bundle("c"))
+				if !errors.Is(err, layer.ErrDecrypt) {
+					t.Errorf("Pull: %v", err)
+				}
+				wantCause(t, err, "Failed to decrypt the image layer, please ensure that the decryption key is placed and correct")
+				m.wantNothingLeft(t)
+				if n := m.Seen(http.MethodGet + " /v2/a/blobs/" + registrytest.Digest(img.Layers[0].Blob)); n > 0 && len(broker.known) == 0 {
+					t.Error("a layer was fetched though a key was refused")
+				}
+			})
+		})
+	}
+}
