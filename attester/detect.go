@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/sealpod/sealpod/attester/sample"
+	"github.com/sealpod/sealpod/attester/snp"
 	"github.com/sealpod/sealpod/attester/tdx"
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -85,8 +86,11 @@ func (o Options) primary(ctx context.Context) (Attester, error) {
 // makeAttester returns the attester of a hardware TEE, nil if this program has
 // none.
 func makeAttester(tee string, host podvm.Host) Attester {
-	if tee == tdx.TEE {
+	switch tee {
+	case tdx.TEE:
 		return tdx.New(host)
+	case snp.TEE:
+		return snp.New(host)
 	}
 	return nil
 }
@@ -124,4 +128,4 @@ func CheckAllow(allow []string) error {
 }
 
 // Supported returns the wire names of the TEEs that evidence can be made of.
-func Supported() []string { return []string{tdx.TEE, sample.TEE, sample.DeviceTEE} }
+func Supported() []string { return []string{tdx.TEE, snp.TEE, sample.TEE, sample.DeviceTEE} }

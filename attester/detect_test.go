@@ -63,7 +63,7 @@ func TestDetect(t *testing.T) {
 		"occlum":                         {env: map[string]string{"OCCLUM": ""}, err: ErrNoAttester, says: "sgx"},
 		"gramine":                        {files: map[string]string{"/dev/attestation/attestation_type": "dcap"}, err: ErrNoAttester, says: "sgx"},
 		"gramine without attestation":    {files: map[string]string{"/dev/attestation/attestation_type": "none"}, want: "sample"},
-		"snp":                            {files: map[string]string{"/sys/devices/platform/sev-guest/": ""}, err: ErrNoAttester, says: "snp"},
+		"snp":                            {files: map[string]string{"/sys/devices/platform/sev-guest/": ""}, want: "snp"},
 		"csv":                            {files: map[string]string{"/dev/csv-guest": ""}, err: ErrNoAttester, says: "csv"},
 		"tdx comes before snp":           {files: map[string]string{"/dev/tdx_guest": "", "/sys/devices/platform/sev-guest/": ""}, want: "tdx"},
 		"report directory without TEE":   {files: map[string]string{tsmReports + "/": ""}, want: "sample"},
@@ -73,6 +73,7 @@ func TestDetect(t *testing.T) {
 		"sample not allowed":             {allow: []string{"tdx", "snp"}, err: ErrNoTEE, says: "no allowed TEE"},
 		"found but left out of the list": {files: map[string]string{"/dev/tdx_guest": ""}, allow: []string{"sample"}, want: "sample", says: "passed over"},
 		"left out, and nothing else":     {files: map[string]string{"/dev/tdx_guest": ""}, allow: []string{"snp"}, err: ErrNoTEE},
+		"tdx left out, snp used":         {files: map[string]string{"/dev/tdx_guest": "", "/sys/devices/platform/sev-guest/": ""}, allow: []string{"snp"}, want: "snp", says: "passed over"},
 		"list with an unknown name":      {allow: []string{"sample", "sevsnp"}, err: ErrAllowList, says: "sevsnp"},
 	}
 	for name, tt := range tests {
@@ -259,5 +260,30 @@ func TestSet(t *testing.T) {
 	s.Primary = binder{stub{tee: "tdx", err: boom, asked: &asked}}
 	if err := s.BindInitData(t.Context(), nil); !errors.Is(err, boom) {
 		t.Errorf("binding fails: %v", err)
+	}
+}
+
+// What a guest can do beside evidence, and that the list of what is supported
+// says neither too much nor too little.
+func TestSupported(t *testing.T) {
+	made := []string{}
+	for _, tee := range names() {
+		a := makeAttester(tee, podvm.Host{Root: t.TempDir()})
+		if a == nil {
+			continue
+		}
+		if a.TEE() != tee {
+			t.Errorf("the attester of %s says %s", tee, a.TEE())
+		}
+		if _, ok := a.(InitDataBinder); !ok {
+			t.Errorf("%s does not bind init data", tee)
+		}
+		made = append(made, tee)
+	}
+	if d := cmp.Diff(append(made, "sample", "sampledevice"), Supported()); d != "" {
+		t.Error(d)
+	}
+	if _, ok := makeAttester("tdx", podvm.Host{}).(Measurer); !ok {
+		t.Error("tdx has no registers")
 	}
 }
