@@ -78,7 +78,7 @@ func TestCutCCEL(t *testing.T) {
 		"record cut short":               {join(spec, plain[:len(plain)-1]), nil},
 		"digest cut short":               {join(spec, plain[:20]), nil},
 		"unknown digest":                 {join(spec, record(0x12, 1, 32, nil), zeros), nil},
-		"4 G digests":                    {join(spec, plain[:8], []byte{255, 255, 255, 255}, zeros), nil},
+		"4 G digests":                    {join(spec, plain[:8], []byte{255, 255, 255, 255}), nil},
 		"4 GiB event":                    {join(spec, plain[:len(plain)-8], []byte{255, 255, 255, 255}, zeros), nil},
 		"junk after a record":            {join(spec, plain, []byte{1, 2, 3}), nil},
 	}

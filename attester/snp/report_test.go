@@ -129,6 +129,14 @@ func TestParseReportRefuses(t *testing.T) {
 			}
 		})
 	}
+	masked := make([]byte, ReportSize) // zero in every layout
+	masked[0] = 2
+	if _, err := ParseReport(masked); !errors.Is(err, ErrReport) {
+		t.Errorf("version 2 with a masked chip and no firmware versions: %v", err)
+	}
+	if _, err := ParseReport(at("turin-v5", set(0, 4))); !errors.Is(err, ErrReport) {
+		t.Errorf("mitigations in version 4: %v", err)
+	}
 	// A later version without new values is as good as 5.
 	if _, err := ParseReport(at("turin-v5", set(0, 6))); err != nil {
 		t.Errorf("version 6: %v", err)
