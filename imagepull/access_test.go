@@ -114,7 +114,7 @@ func TestCredentials(t *testing.T) {
 			if !errors.Is(err, tt.err) {
 				t.Fatalf("Pull: %v; want %v", err, tt.err)
 			}
-			if tt.err == registry.ErrUnauthorized {
+			if errors.Is(tt.err, registry.ErrUnauthorized) {
 				wantCause(t, err, "Failed to pull image", "Not authorized")
 			}
 			if err != nil && strings.Contains(err.Error(), password) {
@@ -298,7 +298,7 @@ func TestPolicy(t *testing.T) {
 				if err == nil {
 					return
 				}
-				if tt.err == policy.ErrRejected {
+				if errors.Is(tt.err, policy.ErrRejected) {
 					wantCause(t, err, "Failed to pull image", "Image policy rejected: Denied by policy")
 				}
 				m.wantNothingLeft(t)

@@ -65,20 +65,20 @@ func DefaultConfig() Config {
 	return Config{WorkDir: podvm.ImageWorkDir, ConcurrentLayers: 3}
 }
 
-// KernelConfig is what the kernel command line asks for; it counts only when a
-// configuration has no [image] section at all.
+// KernelConfig is what the kernel command line asks for, the last word of a
+// name counting; it is used only when a configuration has no [image] section.
 func KernelConfig(params podvm.KernelParams) Config {
 	c := DefaultConfig()
-	c.AuthURI, _ = params.First("agent.image_registry_auth")
+	c.AuthURI, _ = params.Last("agent.image_registry_auth")
 	var proxy Proxy
-	proxy.HTTPS, _ = params.First("agent.https_proxy")
-	proxy.HTTP, _ = params.First("agent.http_proxy")
-	proxy.NoProxy, _ = params.First("agent.no_proxy")
+	proxy.HTTPS, _ = params.Last("agent.https_proxy")
+	proxy.HTTP, _ = params.Last("agent.http_proxy")
+	proxy.NoProxy, _ = params.Last("agent.no_proxy")
 	if proxy != (Proxy{}) {
 		c.Proxy = &proxy
 	}
-	if on, _ := params.First("agent.enable_signature_verification"); on == "true" {
-		c.PolicyURI, _ = params.First("agent.image_policy_file")
+	if on, _ := params.Last("agent.enable_signature_verification"); on == "true" {
+		c.PolicyURI, _ = params.Last("agent.image_policy_file")
 	}
 	return c
 }

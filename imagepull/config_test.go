@@ -85,7 +85,7 @@ func TestConfigRefuses(t *testing.T) {
 }
 
 func TestKernelConfig(t *testing.T) {
-	got := KernelConfig(strings.Fields("quiet agent.image_registry_auth=kbs:///a/b/c agent.https_proxy=http://p:1 agent.no_proxy=x agent.image_policy_file=kbs:///p/o/l"))
+	got := KernelConfig(strings.Fields("quiet agent.image_registry_auth=kbs:///x/y/z agent.image_registry_auth=kbs:///a/b/c agent.https_proxy=http://p:1 agent.no_proxy=x agent.image_policy_file=kbs:///p/o/l"))
 	want := DefaultConfig()
 	want.AuthURI = "kbs:///a/b/c"
 	want.Proxy = &Proxy{HTTPS: "http://p:1", NoProxy: "x"}

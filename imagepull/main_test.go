@@ -18,6 +18,7 @@ import (
 	"github.com/sealpod/sealpod/imagepull/registry"
 	"github.com/sealpod/sealpod/imagepull/registry/registrytest"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -77,9 +78,7 @@ func (m *machine) bundle(name string) string { return filepath.Join(m.bundles, n
 // needRoot selects overlay mounts, or skips.
 func (m *machine) needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: overlay mounts")
-	}
+	testenv.Root(t)
 	m.deps.Plain = false
 }
 

@@ -37,9 +37,7 @@ func (p *Puller) Pull(ctx context.Context, image, bundleDir string) (string, err
 	log := p.deps.Log.With("image", podvm.Printable(image, 512))
 	digest, err := p.pull(ctx, log, image, bundleDir)
 	if err != nil {
-		err = failure(image, err)
-		log.Error("Pulling the image failed", "dur", time.Since(start), "err", err)
-		return "", err
+		return "", failure(image, err)
 	}
 	log.Info("Image pulled", "digest", digest, "dur", time.Since(start))
 	return digest, nil
@@ -69,7 +67,9 @@ func (p *Puller) pull(ctx context.Context, log *slog.Logger, image, bundleDir st
 		if err == nil {
 			return digest, nil
 		}
-		log.Warn("Candidate failed", "from", c.Reference.String(), "err", err)
+		if len(candidates) > 1 {
+			log.Warn("Candidate failed", "from", c.Reference.String(), "err", err)
+		}
 		failed = append(failed, attempt{c.Reference.String(), err})
 		if ctx.Err() != nil {
 			break
@@ -310,7 +310,8 @@ func (a attempts) text(of func(error) string) string {
 	return strings.Join(lines, "\n")
 }
 
-// failure attaches the sentence that leaves the guest.
+// failure attaches the sentence that leaves the guest: the image as asked for,
+// and why, place by place where there were several.
 func failure(image string, err error) error {
 	cause := safeCause(err)
 	var tried attempts

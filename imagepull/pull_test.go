@@ -319,3 +319,72 @@ func TestWaiterTakesOverFromAFailedPull(t *testing.T) {
 	}
 	wantFiles(t, filepath.Join(m.bundle("c2"), "rootfs"), map[string]string{"a": "1"})
 }
+
+func TestRootOfTheRootfsIsWhatTheTopmostLayerSays(t *testing.T) {
+	tests := map[string]struct {
+		roots []string // mode of the entry "./" of each layer, "" for no such entry
+		want  os.FileMode
+	}{
+		"no layer says":                {[]string{"", ""}, 0o755},
+		"the base says":                {[]string{"711", ""}, 0o711},
+		"the topmost that says counts": {[]string{"711", "751", ""}, 0o751},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			inBothModes(t, func(t *testing.T, m *machine) {
+				var layers []registrytest.Layer
+				for i, mode := range tt.roots {
+					files := map[string]string{"f" + strconv.Itoa(i): "x"}
+					if mode != "" {
+						files["./"] = mode
+					}
+					layers = append(layers, registrytest.Files(t, files))
+				}
+				m.Push(t, "a/b", "1", registrytest.NewImage(layers...))
+				p := m.puller(t)
+				if _, err := p.Pull(deadline(t), m.ref("a/b:1"), m.bundle("c")); err != nil {
+					t.Fatal(err)
+				}
+				st, err := os.Stat(filepath.Join(m.bundle("c"), "rootfs"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := tt.want
+				if m.deps.Plain {
+					want |= 0o700
+				}
+				if got := st.Mode().Perm(); got != want {
+					t.Errorf("mode of the root is %v, want %v", got, want)
+				}
+				if said := strings.Join(tt.roots, "") != ""; said && st.ModTime().Unix() != 0 {
+					t.Errorf("time of the root is %v, its entry says 1970", st.ModTime())
+				}
+			})
+		})
+	}
+}
+
+func TestRemoveUndoesAPull(t *testing.T) {
+	inBothModes(t, func(t *testing.T, m *machine) {
+		m.Push(t, "a/b", "1", twoLayers(t))
+		p := m.puller(t)
+		for range 2 { // a bundle can be filled again afterwards
+			if _, err := p.Pull(deadline(t), m.ref("a/b:1"), m.bundle("c")); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Remove(t.Context(), m.bundle("c")); err != nil {
+				t.Fatal(err)
+			}
+			if left := tree(t, m.bundle("c")); len(left) > 0 {
+				t.Errorf("left in the bundle: %q", left)
+			}
+			mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(m.bundle("c")))
+			if err != nil || len(mounts) > 0 {
+				t.Errorf("%d mounts are left, %v", len(mounts), err)
+			}
+		}
+		if err := p.Remove(t.Context(), m.bundle("c")); err != nil {
+			t.Errorf("removing nothing: %v", err)
+		}
+	})
+}

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -90,6 +93,19 @@ func (p *Puller) Close() error {
 	err := p.store.Close()
 	p.store = nil
 	return err
+}
+
+// Remove undoes a successful Pull into bundleDir, which stays; layers stay too.
+func (p *Puller) Remove(_ context.Context, bundleDir string) error {
+	st, err := p.openStore()
+	if err != nil {
+		return err
+	}
+	err = os.Remove(filepath.Join(bundleDir, specFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, st.RemoveRootfs(bundleDir))
 }
 
 // openStore opens the store at the first pull, when the volume it may live on

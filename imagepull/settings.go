@@ -61,7 +61,7 @@ func (p *Puller) loadRules(ctx context.Context, log *slog.Logger, s *settings) e
 		return podvm.Explain(err, "the registry configuration is not usable: "+podvm.Printable(err.Error(), 300))
 	}
 	for _, u := range unknown {
-		log.Warn("Registry configuration: "+u.String(), "uri", conf.RegistriesURI)
+		log.Warn("Unknown key in the registry configuration", "uri", conf.RegistriesURI, "key", u.String())
 	}
 	s.rules = rules
 	return nil
@@ -98,7 +98,7 @@ func (p *Puller) loadPolicy(ctx context.Context, log *slog.Logger, s *settings) 
 		return err
 	}
 	for _, w := range parsed.Warnings() {
-		log.Warn("Image security policy: " + w)
+		log.Warn("Doubtful image security policy", "what", w)
 	}
 	s.policy = parsed
 	return nil

@@ -109,6 +109,9 @@ func annotations(c *registry.Config) map[string]string {
 	return a
 }
 
+// specFile is the runtime specification in a bundle.
+const specFile = "config.json"
+
 // writeSpec puts config.json into the bundle, whole or not at all.
 func writeSpec(bundle string, c *registry.Config) (err error) {
 	raw, err := json.MarshalIndent(newSpec(c), "", "  ")
@@ -128,5 +131,5 @@ func writeSpec(bundle string, c *registry.Config) (err error) {
 	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), filepath.Join(bundle, "config.json"))
+	return os.Rename(f.Name(), filepath.Join(bundle, specFile))
 }

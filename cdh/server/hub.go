@@ -25,13 +25,11 @@ import (
 
 // Puller pulls images; *imagepull.Puller is the one in use.
 type Puller interface {
+	// Pull fills bundleDir, or leaves nothing in it.
 	Pull(ctx context.Context, image, bundleDir string) (digest string, err error)
-	Close() error
-}
-
-// remover is a Puller that can take back what Pull put into bundleDir.
-type remover interface {
+	// Remove takes back what Pull put into bundleDir.
 	Remove(ctx context.Context, bundleDir string) error
+	Close() error
 }
 
 // Hub is the data hub behind its socket. It is safe for concurrent use.

@@ -29,8 +29,7 @@ const (
 type pullService struct{ h *Hub }
 
 // PullImage implements api.ImagePullService. Pulls run side by side. An image
-// that cannot be measured where measuring is possible is taken back if the
-// puller knows how to; a repeated pull takes its place otherwise.
+// that cannot be measured where measuring is possible is taken back.
 func (s pullService) PullImage(ctx context.Context, req *datahub.ImagePullRequest) (*datahub.ImagePullResponse, error) {
 	image, bundle := req.GetImageUrl(), req.GetBundlePath()
 	puller, err := s.h.client()
@@ -51,13 +50,9 @@ func (s pullService) PullImage(ctx context.Context, req *datahub.ImagePullReques
 
 // remove takes a pulled image back, also when the caller has gone.
 func remove(ctx context.Context, p Puller, bundle string) error {
-	r, ok := p.(remover)
-	if !ok {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), measureTimeout)
 	defer cancel()
-	if err := r.Remove(ctx, bundle); err != nil {
+	if err := p.Remove(ctx, bundle); err != nil {
 		return fmt.Errorf("taking the image back: %w", err)
 	}
 	return nil

@@ -2,7 +2,10 @@ package layer
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sealpod/sealpod/imagepull/layer/untar"
 )
@@ -74,6 +77,16 @@ const (
 	// removed again.
 	Plain = untar.Plain
 )
+
+// RootEntry returns the state of the root of a layer that Apply made, and
+// whether the layer's tar describes it; otherwise mode, owner and times are
+// those of a fresh directory and mean nothing.
+func RootEntry(dir string) (st unix.Stat_t, described bool, err error) {
+	if err := unix.Lstat(dir, &st); err != nil {
+		return st, false, fmt.Errorf("examining the layer root: %w", err)
+	}
+	return st, untar.IsRootEntry(st), nil
+}
 
 // Options bounds and shapes Apply. The zero value unpacks for overlayfs with
 // the default caps.

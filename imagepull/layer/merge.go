@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,15 @@ func Merge(ctx context.Context, layers []string, dst string) error {
 		m := &merger{ctx: ctx, links: map[inode]string{}}
 		if err := m.layer(layer, dst); err != nil {
 			return fmt.Errorf("merging layer %d of %d: %w", i+1, len(layers), err)
+		}
+	}
+	for _, layer := range slices.Backward(layers) {
+		st, described, err := RootEntry(layer)
+		if err != nil {
+			return err
+		}
+		if described { // later layers have touched the root since
+			return unix.UtimesNano(dst, []unix.Timespec{st.Atim, st.Mtim})
 		}
 	}
 	return nil
@@ -88,6 +98,9 @@ func (m *merger) dir(from, to *os.File, path string, depth int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
 		return err
+	}
+	if path == "" && !untar.IsRootEntry(st) {
+		return nil // this layer says nothing of the root
 	}
 	if err := copyXattrs(from, to); err != nil {
 		return err

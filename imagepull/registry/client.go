@@ -192,7 +192,7 @@ type schemeGuard struct {
 // RoundTrip implements http.RoundTripper.
 func (g *schemeGuard) RoundTrip(req *http.Request) (*http.Response, error) {
 	switch {
-	case req.URL.Scheme == "https" && !(g.plain && req.URL.Host == g.host):
+	case req.URL.Scheme == "https" && (!g.plain || req.URL.Host != g.host):
 	case req.URL.Scheme == "http" && g.plain:
 	default:
 		if req.Body != nil {

@@ -126,7 +126,7 @@ func TestRetryAfter(t *testing.T) {
 		time.Now().Add(time.Hour).UTC().Format(http.TimeFormat): maxRetryAfter,
 	} {
 		resp := &http.Response{Header: http.Header{"Retry-After": {text}}}
-		var ra *retryAfter
+		var ra *retryAfterError
 		got := time.Duration(0)
 		if errors.As(withRetryAfter(ErrUnavailable, resp), &ra) {
 			got = ra.wait

@@ -14,13 +14,13 @@ const (
 	maxRetryAfter = time.Minute // a longer Retry-After is cut to this
 )
 
-// retryAfter carries what a registry asked for with the error it sent.
-type retryAfter struct {
+// retryAfterError carries what a registry asked for with the error it sent.
+type retryAfterError struct {
 	error
 	wait time.Duration
 }
 
-func (e *retryAfter) Unwrap() error { return e.error }
+func (e *retryAfterError) Unwrap() error { return e.error }
 
 // withRetryAfter attaches the Retry-After header of resp to err.
 func withRetryAfter(err error, resp *http.Response) error {
@@ -37,7 +37,7 @@ func withRetryAfter(err error, resp *http.Response) error {
 	if wait <= 0 {
 		return err
 	}
-	return &retryAfter{err, min(wait, maxRetryAfter)}
+	return &retryAfterError{err, min(wait, maxRetryAfter)}
 }
 
 // retry runs do until it succeeds, fails for good, has been tried maxTries
@@ -59,7 +59,7 @@ func (r *Repository) retry(ctx context.Context, what string, do func() error) er
 
 // wait is how long to pause after the try-th failure, which was err.
 func (r *Repository) wait(err error, try int) time.Duration {
-	var ra *retryAfter
+	var ra *retryAfterError
 	if errors.As(err, &ra) {
 		return ra.wait
 	}

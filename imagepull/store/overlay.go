@@ -77,6 +77,9 @@ func (l *Lease) mount(target string, layers []string) error {
 	l.undo = append(l.undo, func() error { return removeAll(dir) })
 
 	lowers, err := link(dir, layers)
+	if err == nil {
+		err = copyRoot(filepath.Join(dir, "upper"), layers)
+	}
 	if err != nil {
 		return fmt.Errorf("preparing the overlay: %w", err)
 	}
@@ -132,6 +135,31 @@ func link(dir string, layers []string) ([]string, error) {
 		names = append(names, name)
 	}
 	return names, nil
+}
+
+// copyRoot gives upper mode, owner and times of the topmost layer root that its
+// layer describes: what a mount shows as its root is the upper directory.
+func copyRoot(upper string, layers []string) error {
+	for _, path := range slices.Backward(layers) {
+		st, described, err := layer.RootEntry(path)
+		if err != nil {
+			return err
+		}
+		if !described {
+			continue
+		}
+		if err := unix.Chown(upper, int(st.Uid), int(st.Gid)); err != nil {
+			return fmt.Errorf("setting the owner of the root: %w", err)
+		}
+		if err := unix.Chmod(upper, st.Mode&0o7777); err != nil {
+			return fmt.Errorf("setting the mode of the root: %w", err)
+		}
+		if err := unix.UtimesNano(upper, []unix.Timespec{st.Atim, st.Mtim}); err != nil {
+			return fmt.Errorf("setting the times of the root: %w", err)
+		}
+		return nil
+	}
+	return nil
 }
 
 // mountIn mounts an overlay on target, which is absolute, with the relative

@@ -47,6 +47,30 @@ func (l *Lease) Rootfs(ctx context.Context, bundle string, layers []ID) error {
 	return l.mount(target, dirs)
 }
 
+// RemoveRootfs takes back the rootfs of bundle: the overlay mount, whose upper
+// directory the next mount sweeps up, or the merged directory. The bundle stays.
+//
+// Errors: ErrRootfs when something else is mounted there.
+func (s *Store) RemoveRootfs(bundle string) error {
+	bundle, err := filepath.EvalSymlinks(bundle)
+	if err != nil {
+		return fmt.Errorf("taking the rootfs back: %w", err)
+	}
+	target := filepath.Join(bundle, "rootfs")
+	if err := s.unmountOwn(target); err != nil {
+		return fmt.Errorf("taking %s back: %w", target, err)
+	}
+	if s.mode != layer.Plain {
+		err = os.Remove(target) // empty below the mount
+	} else {
+		err = removeAll(target)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("taking %s back: %w", target, err)
+	}
+	return nil
+}
+
 // bundle creates the bundle directory and returns it without symbolic links.
 func (l *Lease) bundle(dir string) (string, error) {
 	dir, err := filepath.Abs(dir)

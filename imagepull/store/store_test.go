@@ -14,6 +14,7 @@ import (
 
 	"github.com/sealpod/sealpod/imagepull/layer"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -30,9 +31,7 @@ func open(t *testing.T, dir string, plain bool) *Store {
 
 func openOverlay(t *testing.T, dir string) *Store {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: overlay mounts")
-	}
+	testenv.Root(t)
 	s := open(t, dir, false)
 	if s.Mode() != layer.Overlay {
 		t.Skip("needs root: overlay mounts are not permitted here")

@@ -134,6 +134,11 @@ func (x *extractor) noteDir(path string, a attrs) error {
 // finishDirs sets attributes of directories, in any order: no mode set here
 // keeps their owner in Plain mode, or root, from opening those below.
 func (x *extractor) finishDirs(ctx context.Context) error {
+	if _, ok := x.dirs[""]; !ok {
+		if err := unix.UtimesNanoAt(x.root, ".", []unix.Timespec{noRootEntry, noRootEntry}, 0); err != nil {
+			return failed("marking the layer root", err)
+		}
+	}
 	for path, a := range x.dirs {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -144,6 +149,14 @@ func (x *extractor) finishDirs(ctx context.Context) error {
 	}
 	return nil
 }
+
+// noRootEntry is the modification time of a layer root that no entry describes.
+// No tar in use carries it, and a mark in the tree needs no record beside it.
+var noRootEntry = unix.Timespec{Sec: 0, Nsec: 1}
+
+// IsRootEntry reports whether st, the state of a directory Extract filled, is
+// what an entry of the tar says of the root; otherwise it means nothing.
+func IsRootEntry(st unix.Stat_t) bool { return st.Mtim != noRootEntry }
 
 func (x *extractor) finishDir(path string, a attrs) (err error) {
 	if path == "" {

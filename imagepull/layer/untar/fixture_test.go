@@ -186,7 +186,7 @@ func list(t testing.TB, root string, mode Mode) []string {
 			line += fmt.Sprintf(" dev %d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 		}
 		line += xattrsOf(t, p)
-		if sec := st.Mtim.Sec; sec != mtime.Unix() && sec < 1600000000 {
+		if sec := st.Mtim.Sec; st.Mtim != noRootEntry && sec != mtime.Unix() && sec < 1600000000 {
 			line += fmt.Sprintf(" @%d.%d", sec, st.Mtim.Nsec)
 		}
 		lines = append(lines, line)

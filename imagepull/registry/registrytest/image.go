@@ -11,6 +11,7 @@ import (
 	"maps"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -48,6 +49,11 @@ func Files(tb testing.TB, files map[string]string) Layer {
 		switch link, isLink := strings.CutPrefix(files[name], "-> "); {
 		case strings.HasSuffix(name, "/"):
 			h.Typeflag, h.Mode, h.Size = tar.TypeDir, 0o755, 0
+			if mode := files[name]; mode != "" {
+				var err error
+				h.Mode, err = strconv.ParseInt(mode, 8, 64)
+				must(tb, err)
+			}
 		case isLink:
 			h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, link, 0
 		}

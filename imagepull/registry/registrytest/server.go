@@ -4,6 +4,7 @@ package registrytest
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -37,7 +38,7 @@ func start(tb testing.TB, listen func(http.Handler) *httptest.Server) *Server {
 	tb.Helper()
 	s := &Server{next: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
 	s.Server = listen(s)
-	s.Server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.Host = s.Listener.Addr().String()
 	tb.Cleanup(s.Close)
 	return s
@@ -95,7 +96,7 @@ func (s *Server) PutManifest(tb testing.TB, repo, tag, mediaType string, b []byt
 
 func (s *Server) put(tb testing.TB, method, url, mediaType string, b []byte) {
 	tb.Helper()
-	r := httptest.NewRequest(method, url, bytes.NewReader(b))
+	r := httptest.NewRequestWithContext(context.Background(), method, url, bytes.NewReader(b))
 	r.Header.Set("Content-Type", mediaType)
 	w := httptest.NewRecorder()
 	s.next.ServeHTTP(w, r)

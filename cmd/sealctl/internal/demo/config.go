@@ -70,8 +70,9 @@ func newGuest(dir, restAddr string) (*guest, error) {
 	return g, os.MkdirAll(g.bundles, 0o700)
 }
 
-// writeConfig writes aa.toml and cdh.toml as a pod VM's boot would.
-func (g *guest) writeConfig(kbsURL, registry string) error {
+// writeConfig writes aa.toml and cdh.toml as a pod VM's boot would. The
+// registries speak plain HTTP on loopback.
+func (g *guest) writeConfig(kbsURL string, registries ...string) error {
 	aa := fmt.Sprintf("[token_configs.kbs]\nurl = %q\n", kbsURL)
 	cdh := fmt.Sprintf(`socket = "unix://%s"
 
@@ -85,12 +86,10 @@ url = %q
 [image]
 work_dir = %q
 image_security_policy_uri = "kbs:///%s"
-
-# The demo's registry speaks plain HTTP on loopback.
-[[image.registry_config.registry]]
-location = %q
-insecure = true
-`, g.cdhSock, g.aaSock, kbsURL, filepath.Join(g.dir, "images"), imagePolicy, registry)
+`, g.cdhSock, g.aaSock, kbsURL, filepath.Join(g.dir, "images"), imagePolicy)
+	for _, r := range registries {
+		cdh += fmt.Sprintf("\n[[image.registry_config.registry]]\nlocation = %q\ninsecure = true\n", r)
+	}
 	for name, text := range map[string]string{"aa.toml": aa, "cdh.toml": cdh} {
 		if err := os.WriteFile(filepath.Join(g.dir, name), []byte(text), 0o600); err != nil {
 			return fmt.Errorf("writing %s: %w", name, err)

@@ -154,8 +154,9 @@ func (o *owner) sign(ctx context.Context, ref string) error {
 	return err
 }
 
-// guestConfig writes the pod's configuration below dir.
-func (o *owner) guestConfig(ctx context.Context, dir string) (*guest, error) {
+// guestConfig writes the pod's configuration below dir. Further registries on
+// loopback may be named.
+func (o *owner) guestConfig(ctx context.Context, dir string, registries ...string) (*guest, error) {
 	rest, err := freeAddr(ctx)
 	if err != nil {
 		return nil, err
@@ -164,5 +165,5 @@ func (o *owner) guestConfig(ctx context.Context, dir string) (*guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	return g, g.writeConfig(o.url(), o.regHTTP.addr)
+	return g, g.writeConfig(o.url(), append(registries, o.regHTTP.addr)...)
 }

@@ -59,12 +59,8 @@ func (t *teller) refusal(id, title, want string, f func() error) {
 
 // shorten drops what every reason starts with, for the human reader.
 func shorten(reason string) string {
-	_, rest, ok := strings.Cut(reason, "Failed to pull image ")
-	if !ok {
-		return reason
+	if _, why, ok := strings.Cut(reason, ", error: "); ok {
+		return why
 	}
-	if _, after, ok := strings.Cut(rest, ": "); ok {
-		return after
-	}
-	return rest
+	return reason
 }

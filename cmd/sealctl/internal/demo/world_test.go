@@ -55,7 +55,7 @@ type world struct {
 }
 
 // newWorld starts all of it and stops it when the test ends.
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB, registries ...string) *world {
 	t.Helper()
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "world-") // t.TempDir is too long for sockets
@@ -80,7 +80,7 @@ func newWorld(t testing.TB) *world {
 	if err := own.startRegistry(ctx, filepath.Join(dir, "registry")); err != nil {
 		t.Fatal(err)
 	}
-	g, err := own.guestConfig(ctx, dir)
+	g, err := own.guestConfig(ctx, dir, registries...)
 	if err != nil {
 		t.Fatal(err)
 	}
