@@ -1,0 +1,412 @@
+package tdx
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha512"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sealpod/sealpod/relyingparty/verifier"
+)
+
+func certs(c ...*x509.Certificate) []*x509.Certificate { return c }
+
+// agentLog is a log with one event of the attestation agent in RTMR3, and the
+// value that it gives.
+func agentLog(text string) (log, rtmr []byte) {
+	event := append(le.AppendUint32(le.AppendUint32(nil, 0x4141454C), uint32(len(text))), text...)
+	sum := sha512.Sum384(event)
+	value := sha512.Sum384(append(make([]byte, 48), sum[:]...))
+	log = append(le.AppendUint32(make([]byte, 4), 3), make([]byte, 20)...)
+	log = append(le.AppendUint32(log, 33), make([]byte, 24)...)
+	log = append(le.AppendUint32(log, 1), 0x0C, 0, 48, 0, 0)
+	for _, n := range []uint32{4, 6, 1} {
+		log = le.AppendUint32(log, n)
+	}
+	log = append(append(log, 0x0C, 0), sum[:]...)
+	log = append(le.AppendUint32(log, uint32(len(event))), event...)
+	return append(log, bytes.Repeat([]byte{0xFF}, 8)...), value[:]
+}
+
+func TestVersionsAndBodies(t *testing.T) {
+	s := newSimulator(t)
+	v := s.verifier(s.collateral(goodTCB()))
+	for name, change := range map[string]func(*model){
+		"version 4":            func(*model) {},
+		"version 5, TDX 1.0":   func(m *model) { m.version, m.bodyType = 5, bodyType10 },
+		"version 5, TDX 1.5":   func(m *model) { m.version, m.bodyType, m.svn2 = 5, bodyType15, m.svn },
+		"module of TDX 1.5":    func(m *model) { m.svn[1] = 1 },
+		"chain ends in a zero": func(m *model) { m.chain = append(m.chain, 0) },
+	} {
+		m := s.model()
+		change(&m)
+		got, err := v.Verify(t.Context(), toJSON(s.quote(m), nil), verifier.Expected{ReportData: digest, InitData: digest})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		want := map[string]any{
+			"tcb_status": "UpToDate", "tcb_eval_num": 17, "is_dynamic_platform": true, "is_cached_keys": false, "is_smt_enabled": true,
+			"platform_instance_id": "30313233343536373839616263646566", "platform_provider_id": strings.Repeat("aa", 16), "pck_crl_num": int64(7),
+			"collateral_expiration_status": "0",
+		}
+		for k, w := range want {
+			if got[0].Values[k] != w {
+				t.Errorf("%s: %s is %v", name, k, got[0].Values[k])
+			}
+		}
+		body := got[0].Values["quote"].(map[string]any)["body"].(map[string]any)
+		if (body["mr_servicetd"] != nil) != (m.bodyType == bodyType15) {
+			t.Errorf("%s: body %v", name, body)
+		}
+		if _, err := json.Marshal(got); err != nil {
+			t.Error(err)
+		}
+	}
+	if v.TEE() != "tdx" {
+		t.Error("wire name")
+	}
+}
+
+func TestEventLogBecomesClaims(t *testing.T) {
+	s := newSimulator(t)
+	log, rtmr := agentLog(`github.com/confidential-containers PullImage {"image":"i"}`)
+	m := s.model()
+	m.rtmrs[3] = rtmr
+	got, err := s.verifier(s.collateral(goodTCB())).Verify(t.Context(), toJSON(s.quote(m), log), verifier.Expected{ReportData: digest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := got[0].Values["uefi_event_logs"].([]any)
+	data := events[0].(map[string]any)["details"].(map[string]any)["data"]
+	want := map[string]any{"domain": "github.com/confidential-containers", "operation": "PullImage", "content": map[string]any{"image": "i"}}
+	if len(events) != 1 || !reflect.DeepEqual(data, want) {
+		t.Errorf("%v", events)
+	}
+}
+
+func TestDebugTDIsAClaim(t *testing.T) {
+	s := newSimulator(t)
+	m := s.model()
+	m.debug = true
+	got, err := s.verifier(s.collateral(goodTCB())).Verify(t.Context(), toJSON(s.quote(m), nil), verifier.Expected{ReportData: digest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{"debug": true, "septve_disable": false, "protection_keys": false, "key_locker": false, "perfmon": false}
+	if !reflect.DeepEqual(got[0].Values["td_attributes"], want) {
+		t.Errorf("%v", got[0].Values["td_attributes"])
+	}
+}
+
+// TestBadEvidence has one row for each attack.
+func TestBadEvidence(t *testing.T) {
+	s, other := newSimulator(t), newSimulator(t)
+	v := s.verifier(s.collateral(goodTCB()))
+	good := s.quote(s.model())
+	change := func(f func(*model)) json.RawMessage {
+		m := s.model()
+		f(&m)
+		return toJSON(s.quote(m), nil)
+	}
+	log, rtmr := agentLog("d o c")
+	forged, _ := agentLog("d o evil")
+	extended := s.model()
+	extended.rtmrs[3] = rtmr
+	bound := verifier.Expected{ReportData: digest, InitData: digest}
+	nonce, init := bytes.Clone(digest), bytes.Clone(digest)
+	nonce[0]++
+	init[47] ^= 1
+	v3 := slices.Clone(good)
+	v3[0] = 3
+	for name, c := range map[string]struct {
+		raw  json.RawMessage
+		want verifier.Expected
+		text string
+	}{
+		"wrong nonce":                  {toJSON(good, nil), verifier.Expected{ReportData: nonce}, "another nonce"},
+		"replayed":                     {toJSON(good, nil), verifier.Expected{ReportData: []byte("digest of the next session")}, "another nonce"},
+		"nothing expected":             {toJSON(good, nil), verifier.Expected{}, "0 bytes"},
+		"report data over 64 bytes":    {toJSON(good, nil), verifier.Expected{ReportData: make([]byte, 65)}, "65 bytes"},
+		"init data off by one byte":    {toJSON(good, nil), verifier.Expected{ReportData: digest, InitData: init}, "other init data"},
+		"evidence of SNP":              {json.RawMessage(`{"attestation_report":{},"cert_chain":null}`), bound, "not the evidence of a TDX guest"},
+		"quote of SGX":                 {toJSON(v3, nil), bound, "3 is of SGX"},
+		"quote of another TEE":         {change(func(m *model) { m.tee = 0 }), bound, "TEE type 0x0"},
+		"empty quote":                  {toJSON(nil, nil), bound, "empty"},
+		"truncated quote":              {toJSON(good[:len(good)-1], nil), bound, "truncated"},
+		"truncated body":               {toJSON(good[:100], nil), bound, "truncated"},
+		"swapped chain":                {change(func(m *model) { m.chain = pemOf(other.pck, other.ca, other.root) }), bound, "not trusted"},
+		"swapped leaf":                 {change(func(m *model) { m.chain = pemOf(other.pck, s.ca, s.root) }), bound, "PCK certificate"},
+		"swapped authority":            {change(func(m *model) { m.chain = pemOf(s.pck, other.ca, s.root) }), bound, "authority"},
+		"chain in another order":       {change(func(m *model) { m.chain = pemOf(s.root, s.ca, s.pck) }), bound, "not trusted"},
+		"signer of collateral as PCK":  {change(func(m *model) { m.chain = pemOf(s.pck, s.signer, s.root) }), bound, "not a PCK certification authority"},
+		"chain of two":                 {change(func(m *model) { m.chain = pemOf(s.pck, s.root) }), bound, "2 certificates"},
+		"chain of four":                {change(func(m *model) { m.chain = pemOf(s.pck, s.ca, s.root, s.root) }), bound, "not 3 certificates"},
+		"no chain":                     {change(func(m *model) { m.chain = nil }), bound, "0 certificates"},
+		"PCK without its extension":    {change(func(m *model) { m.chain = pemOf(s.certificate("x", 9, s.pckKey, s.ca, s.caKey, false), s.ca, s.root) }), bound, "no SGX extension"},
+		"signed by another key":        {change(func(m *model) { m.otherKey = true }), bound, "attestation key"},
+		"enclave of another PCK":       {change(func(m *model) { m.otherPCK = true }), bound, "not signed by the PCK key"},
+		"another quoting enclave":      {change(func(m *model) { m.qeSigner = 0x52 }), bound, "not the one Intel published"},
+		"quoting enclave too old":      {change(func(m *model) { m.qeSVN = 0 }), bound, "below every level"},
+		"TCB below every level":        {change(func(m *model) { m.svn = make([]byte, 16) }), bound, "below every level"},
+		"TDX module nobody knows":      {change(func(m *model) { m.svn[1] = 9 }), bound, "TDX_09"},
+		"TDX module too old":           {change(func(m *model) { m.svn[0], m.svn[1] = 1, 1 }), bound, "below every level"},
+		"log that does not replay":     {toJSON(s.quote(extended), forged), bound, "replaying register 4"},
+		"log of nothing":               {toJSON(good, log), bound, "replaying register 4"},
+		"log that is none":             {toJSON(good, []byte("log")), bound, "event log"},
+		"not JSON":                     {json.RawMessage("x"), bound, "reading TDX evidence"},
+		"two documents":                {append(toJSON(good, nil), "{}"...), bound, "data after"},
+		"quote that is no base64":      {json.RawMessage(`{"quote":"%"}`), bound, "decoding quote"},
+		"event log that is no base64":  {json.RawMessage(`{"quote":"AA==","cc_eventlog":"%"}`), bound, "decoding cc_eventlog"},
+		"evidence without end":         {bytes.Repeat([]byte(" "), maxEvidence+1), bound, "at most"},
+		"quote without end":            {toJSON(make([]byte, maxQuote+1), nil), bound, "at most"},
+		"body type 4":                  {change(func(m *model) { m.version, m.bodyType = 5, 4 }), bound, "body type 4"},
+		"size of another type of body": {toJSON(func() []byte { m := s.model(); m.version, m.bodyType = 5, 2; q := s.quote(m); q[50]++; return q }(), nil), bound, "has 584"},
+	} {
+		got, err := v.Verify(t.Context(), c.raw, c.want)
+		if !errors.Is(err, verifier.ErrEvidence) || !strings.Contains(err.Error(), c.text) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+	if _, err := v.Verify(t.Context(), toJSON(s.quote(extended), log), bound); err != nil {
+		t.Errorf("the unchanged evidence: %v", err)
+	}
+}
+
+func TestTCBStatusIsAClaim(t *testing.T) {
+	s := newSimulator(t)
+	for name, c := range map[string]struct {
+		platform, module, qe string
+		svn0, svn1           byte
+		newer                byte // version of the module now, of TDX 1.5
+		want                 string
+	}{
+		"up to date":                   {"UpToDate", "UpToDate", "UpToDate", 5, 0, 0, "UpToDate"},
+		"platform needs hardening":     {"SWHardeningNeeded", "UpToDate", "UpToDate", 5, 0, 0, "SWHardeningNeeded"},
+		"platform out of date":         {"OutOfDate", "UpToDate", "UpToDate", 5, 0, 0, "OutOfDate"},
+		"module out of date":           {"UpToDate", "UpToDate", "UpToDate", 3, 1, 0, "OutOfDate"},
+		"module and configuration":     {"ConfigurationNeeded", "UpToDate", "UpToDate", 3, 1, 0, "OutOfDateConfigurationNeeded"},
+		"module, both":                 {"ConfigurationAndSWHardeningNeeded", "UpToDate", "UpToDate", 3, 1, 0, "OutOfDateConfigurationNeeded"},
+		"enclave out of date":          {"UpToDate", "UpToDate", "OutOfDate", 5, 1, 0, "OutOfDate"},
+		"enclave and hardening":        {"SWHardeningNeeded", "UpToDate", "OutOfDate", 5, 0, 0, "OutOfDate"},
+		"enclave and configuration":    {"ConfigurationNeeded", "UpToDate", "OutOfDate", 5, 0, 0, "OutOfDateConfigurationNeeded"},
+		"both out of date":             {"OutOfDateConfigurationNeeded", "UpToDate", "OutOfDate", 5, 0, 0, "OutOfDateConfigurationNeeded"},
+		"enclave needs hardening":      {"UpToDate", "UpToDate", "SWHardeningNeeded", 5, 0, 0, "SWHardeningNeeded"},
+		"enclave needs configuration":  {"SWHardeningNeeded", "UpToDate", "ConfigurationNeeded", 5, 0, 0, "ConfigurationAndSWHardeningNeeded"},
+		"module was updated":           {"UpToDate", "UpToDate", "UpToDate", 3, 1, 5, "TDRelaunchAdvised"},
+		"module updated, to configure": {"ConfigurationNeeded", "UpToDate", "UpToDate", 3, 1, 5, "TDRelaunchAdvisedConfigurationNeeded"},
+		"module updated too little":    {"UpToDate", "UpToDate", "UpToDate", 3, 1, 4, "OutOfDate"},
+	} {
+		tcb := goodTCB()
+		tcb.platform, tcb.module, tcb.qe = levels(false, 3, c.platform), levels(true, 5, c.module, 2, "OutOfDate"), levels(true, 4, c.qe)
+		m := s.model()
+		m.svn[0], m.svn[1] = c.svn0, c.svn1
+		if c.newer > 0 {
+			m.version, m.bodyType, m.svn2 = 5, bodyType15, slices.Clone(m.svn)
+			m.svn2[0] = c.newer
+		}
+		_, claims, err := s.verifier(s.collateral(tcb)).VerifyQuote(t.Context(), s.quote(m))
+		if err != nil || claims["tcb_status"] != c.want {
+			t.Errorf("%s: %v, %v", name, claims["tcb_status"], err)
+		}
+	}
+	tcb := goodTCB()
+	tcb.platform, tcb.qe = levels(false, 3, "OutOfDate"), levels(true, 4, "UpToDate")
+	_, claims, err := s.verifier(s.collateral(tcb)).VerifyQuote(t.Context(), s.quote(s.model()))
+	if err != nil || !reflect.DeepEqual(claims["advisory_ids"], []any{"SA-3", "SA-4"}) || claims["tcb_date"] != "2025-04-01T00:00:00Z" {
+		t.Errorf("%v, %v", claims, err)
+	}
+}
+
+func TestRevocationIsRefused(t *testing.T) {
+	s := newSimulator(t)
+	for name, c := range map[string]struct {
+		change func(*tcbModel)
+		text   string
+	}{
+		"PCK certificate":         {func(m *tcbModel) { m.revokedPCK = true }, "certificate is revoked"},
+		"certification authority": {func(m *tcbModel) { m.revokedCA = true }, "certificate is revoked"},
+		"TCB level":               {func(m *tcbModel) { m.platform = levels(false, 5, "Revoked") }, "revoked this TCB level"},
+		"level of the enclave":    {func(m *tcbModel) { m.qe = levels(true, 4, "Revoked") }, "revoked this TCB level"},
+	} {
+		m := goodTCB()
+		c.change(&m)
+		_, _, err := s.verifier(s.collateral(m)).VerifyQuote(t.Context(), s.quote(s.model()))
+		if !errors.Is(err, verifier.ErrEvidence) || !strings.Contains(err.Error(), c.text) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestBadCollateral(t *testing.T) {
+	s, other := newSimulator(t), newSimulator(t)
+	for name, change := range map[string]func(*Collateral){
+		"TCB info forged": func(c *Collateral) { c.TCBInfo = bytes.Replace(c.TCBInfo, []byte("OutOfDate"), []byte("UpToDate"), 1) },
+		"identity forged": func(c *Collateral) {
+			c.QEIdentity = bytes.Replace(c.QEIdentity, []byte(`"isvprodid":2`), []byte(`"isvprodid":3`), 1)
+		},
+		"documents swapped":      func(c *Collateral) { c.TCBInfo, c.QEIdentity = c.QEIdentity, c.TCBInfo },
+		"of another root":        func(c *Collateral) { *c = *other.collateral(goodTCB()) },
+		"chain of another root":  func(c *Collateral) { c.TCBInfoChain = pemOf(other.signer, other.root) },
+		"chain of a PCK":         func(c *Collateral) { c.TCBInfoChain = pemOf(s.ca, s.root) },
+		"no chain":               func(c *Collateral) { c.QEIdentityChain = nil },
+		"no signature":           func(c *Collateral) { c.TCBInfo = []byte(`{"tcbInfo":{}}`) },
+		"not JSON":               func(c *Collateral) { c.TCBInfo = []byte("x") },
+		"root list of another":   func(c *Collateral) { c.RootCRL = other.collateral(goodTCB()).RootCRL },
+		"lists swapped":          func(c *Collateral) { c.RootCRL, c.PCKCRL = c.PCKCRL, c.RootCRL },
+		"no lists":               func(c *Collateral) { c.PCKCRL = nil },
+		"TCB info of SGX":        func(c *Collateral) { m := goodTCB(); m.id = "SGX"; *c = *s.collateral(m) },
+		"signing key is revoked": func(c *Collateral) { m := goodTCB(); m.revokedSigner = true; *c = *s.collateral(m) },
+	} {
+		c := s.collateral(goodTCB())
+		change(c)
+		_, _, err := s.verifier(c).VerifyQuote(t.Context(), s.quote(s.model()))
+		if !errors.Is(err, ErrCollateral) || errors.Is(err, verifier.ErrEvidence) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	m := goodTCB()
+	m.fmspc = "ffffffffffff"
+	if _, _, err := s.verifier(s.collateral(m)).VerifyQuote(t.Context(), s.quote(s.model())); err == nil {
+		t.Error("TCB info of another platform")
+	}
+}
+
+func TestStaleCollateralIsAClaim(t *testing.T) {
+	s := newSimulator(t)
+	m := goodTCB()
+	m.nextUpdate = simTime.Add(-time.Second)
+	_, claims, err := s.verifier(s.collateral(m)).VerifyQuote(t.Context(), s.quote(s.model()))
+	if err != nil || claims["collateral_expiration_status"] != "1" || claims["earliest_expiration_date"] != "2026-02-28T23:59:59Z" {
+		t.Errorf("%v, %v", claims, err)
+	}
+}
+
+func TestClockBeforeTheCertificates(t *testing.T) {
+	s := newSimulator(t)
+	v := s.verifier(s.collateral(goodTCB()))
+	v.config.Now = func() time.Time { return simTime.AddDate(-2, 0, 0) }
+	if _, _, err := v.VerifyQuote(t.Context(), s.quote(s.model())); !errors.Is(err, verifier.ErrEvidence) || !strings.Contains(err.Error(), "clock") {
+		t.Error(err)
+	}
+}
+
+func TestNothingIsFetchedForForgedQuotes(t *testing.T) {
+	s, other := newSimulator(t), newSimulator(t)
+	source := &fixed{c: s.collateral(goodTCB())}
+	v, err := New(Config{Roots: certs(s.root), Source: source})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := s.model()
+	m.otherKey = true
+	for _, q := range [][]byte{other.quote(other.model()), s.quote(m)} {
+		if _, _, err := v.VerifyQuote(t.Context(), q); err == nil {
+			t.Error("forged quote")
+		}
+	}
+	if source.asked.Load() != 0 {
+		t.Errorf("asked %d times", source.asked.Load())
+	}
+	if _, err := New(Config{}); err == nil {
+		t.Error("no source")
+	}
+}
+
+func TestCache(t *testing.T) {
+	s := newSimulator(t)
+	now := simTime
+	source := &fixed{err: ErrCollateral}
+	v, err := New(Config{Roots: certs(s.root), Source: source, MaxAge: time.Hour, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	quote := s.quote(s.model())
+	check := func(what string, ok bool, asked int32) {
+		t.Helper()
+		_, _, err := v.VerifyQuote(t.Context(), quote)
+		if (err == nil) != ok || source.asked.Load() != asked {
+			t.Errorf("%s: asked %d times, %v", what, source.asked.Load(), err)
+		}
+	}
+	check("fails", false, 1)
+	check("failure is remembered", false, 1)
+	now = now.Add(retryAfter)
+	source.c, source.err = s.collateral(goodTCB()), nil
+	check("asks again", true, 2)
+	check("is cached", true, 2)
+	now = now.Add(time.Hour)
+	source.err = ErrCollateral
+	check("serves on when the source fails", true, 3)
+	check("does not hammer the source", true, 3)
+	now = now.Add(retryAfter)
+	source.err = nil
+	check("refreshes", true, 4)
+	if source.last != (Platform{[6]byte{1, 2, 3, 4, 5, 6}, "platform"}) {
+		t.Errorf("%+v", source.last)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	key := func() *cacheEntry {
+		for _, e := range v.cache.entries {
+			return e
+		}
+		return nil
+	}()
+	key.slot <- struct{}{} // another guest is fetching
+	if _, _, err := v.VerifyQuote(ctx, quote); !errors.Is(err, context.Canceled) {
+		t.Errorf("guest that left: %v", err)
+	}
+}
+
+func FuzzVerify(f *testing.F) {
+	s := newSimulator(f)
+	quote := s.quote(s.model())
+	log, _ := agentLog("d o c")
+	f.Add([]byte(toJSON(quote, log)))
+	f.Add([]byte(`{"quote":"BAAC","cc_eventlog":null}`))
+	v := s.verifier(s.collateral(goodTCB()))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if _, err := v.Verify(t.Context(), raw, verifier.Expected{ReportData: digest}); err != nil && !errors.Is(err, verifier.ErrEvidence) {
+			t.Error(err)
+		}
+	})
+}
+
+func FuzzVerifyQuote(f *testing.F) {
+	s := newSimulator(f)
+	m := s.model()
+	f.Add(s.quote(m))
+	m.version, m.bodyType, m.svn2 = 5, bodyType15, m.svn
+	f.Add(s.quote(m))
+	v := s.verifier(s.collateral(goodTCB()))
+	good, err := parseQuote(s.quote(s.model()))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		q, _, err := v.VerifyQuote(t.Context(), raw)
+		if err == nil && !bytes.Equal(q.Body[:bodySize10], good.Body) {
+			t.Error("a forged quote")
+		}
+		if err != nil && !errors.Is(err, verifier.ErrEvidence) {
+			t.Error(err)
+		}
+	})
+}
+
+// TestEvidenceIsStrictBase64 keeps two texts from being one quote.
+func TestEvidenceIsStrictBase64(t *testing.T) {
+	raw := json.RawMessage(`{"quote":"` + strings.TrimRight(base64.StdEncoding.EncodeToString([]byte("x")), "=") + `"}`)
+	if _, _, err := parseEvidence(raw); err == nil {
+		t.Error("no padding")
+	}
+}
