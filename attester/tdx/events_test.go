@@ -4,7 +4,6 @@ import (
 	"crypto/sha512"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -56,7 +55,7 @@ func TestQuoteAndLogAgree(t *testing.T) {
 	}
 	platform, _ := eventlog.PlatformOf(TEE)
 	l, err := eventlog.Open(t.Context(), eventlog.Options{
-		Host: a.host, Platform: platform, Registers: kernel{a.Registers(), a}, DefaultPCR: 17, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Host: a.host, Platform: platform, Registers: kernel{a.Registers(), a}, DefaultPCR: 17, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -102,7 +102,10 @@ func (a *Attester) collect(ctx context.Context, data [tsm.ReportDataSize]byte) (
 	}
 	defer a.gate.Unlock()
 	report, err := a.reports.Get(ctx, data, false)
-	if err != nil {
+	switch {
+	case errors.Is(err, tsm.ErrUnavailable):
+		return nil, nil, podvm.Explain(err, "this kernel makes no TDX quotes: it takes Linux 6.7, its TDX guest driver and configfs")
+	case err != nil:
 		return nil, nil, podvm.Explain(err, "the platform gave no TDX quote")
 	}
 	if log, err = eventlog.Combined(a.host); err != nil {
