@@ -16,6 +16,11 @@ import (
 	"github.com/sealpod/sealpod/imagepull/layer"
 )
 
+// volatile keeps overlayfs from syncing the file system below: an upper
+// directory is thrown away with its container, and syncing made an unmount wait
+// for everything else that was being written there.
+const volatile = "volatile"
+
 // chooseMode tries what Overlay mode needs: whiteout devices, trusted
 // attributes and the mount itself. Anything but a refusal for lack of privilege
 // is an error: a pod VM that cannot mount should say so, not degrade.
@@ -53,7 +58,7 @@ func (s *Store) probe() (err error) {
 		return fmt.Errorf("setting a trusted attribute: %w", err)
 	}
 	rootfs := filepath.Join(dir, "rootfs")
-	if err := mountIn(dir, rootfs, "lowerdir=lower,upperdir=upper,workdir=work"); err != nil {
+	if err := mountIn(dir, rootfs, "lowerdir=lower,upperdir=upper,workdir=work,"+volatile); err != nil {
 		return err
 	}
 	return unmount(rootfs)
@@ -84,7 +89,7 @@ func (l *Lease) mount(target string, layers []string) error {
 		return fmt.Errorf("preparing the overlay: %w", err)
 	}
 	// The id in the options is how sweep and unmountOwn know this mount again.
-	options := fmt.Sprintf("lowerdir=%s,upperdir=../../%[2]s/upper,workdir=../../%[2]s/work", strings.Join(lowers, ":"), id)
+	options := fmt.Sprintf("lowerdir=%s,upperdir=../../%[2]s/upper,workdir=../../%[2]s/work,%[3]s", strings.Join(lowers, ":"), id, volatile)
 	if err := mountIn(filepath.Join(dir, "l"), target, options); err != nil {
 		return fmt.Errorf("mounting %d layers on %s: %w", len(layers), target, err)
 	}
