@@ -11,7 +11,17 @@ import (
 
 // hash is the function of an algorithm, 0 when there is none here (SM3).
 func (a Algorithm) hash() crypto.Hash {
-	return map[Algorithm]crypto.Hash{SHA1: crypto.SHA1, SHA256: crypto.SHA256, SHA384: crypto.SHA384, SHA512: crypto.SHA512}[a]
+	switch a {
+	case SHA1:
+		return crypto.SHA1
+	case SHA256:
+		return crypto.SHA256
+	case SHA384:
+		return crypto.SHA384
+	case SHA512:
+		return crypto.SHA512
+	}
+	return 0
 }
 
 func (a Algorithm) sum(parts ...[]byte) []byte {
@@ -26,11 +36,14 @@ func (a Algorithm) sum(parts ...[]byte) []byte {
 // algorithm.
 type Registers map[uint32][]byte
 
+// extended says whether the firmware or the guest extended a register with the
+// event. With EV_NO_ACTION they never do.
+func (e Event) extended(a Algorithm) bool { return e.Type != evNoAction && e.digest(a) != nil }
+
 // bound says whether an event was extended into one of the registers.
-// EV_NO_ACTION never is.
 func (e Event) bound(a Algorithm, registers Registers) bool {
 	_, ok := registers[e.Register]
-	return ok && e.Type != evNoAction && e.digest(a) != nil
+	return ok && e.extended(a)
 }
 
 // Replay computes the value of a register: all zeros at first, then for each
@@ -39,7 +52,7 @@ func (e Event) bound(a Algorithm, registers Registers) bool {
 func (l *Log) Replay(a Algorithm, register uint32) []byte {
 	value := make([]byte, algorithms[a].size)
 	for _, e := range l.Events {
-		if e.bound(a, Registers{register: nil}) {
+		if e.Register == register && e.extended(a) {
 			value = a.sum(value, e.digest(a))
 		}
 	}

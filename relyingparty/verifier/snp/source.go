@@ -2,6 +2,7 @@ package snp
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -137,6 +138,9 @@ func (k *KDS) VCEK(ctx context.Context, chip Chip) ([]byte, error) {
 	der, err := k.get(ctx, url, maxCertificate)
 	if err != nil {
 		return nil, err
+	}
+	if _, err := x509.ParseCertificate(der); err != nil { // of a proxy, perhaps: not to be kept
+		return nil, fmt.Errorf("the key server answered with no certificate: %w", err)
 	}
 	k.keys.Add(url, der)
 	return der, nil

@@ -93,6 +93,15 @@ func TestKeyServerThatFails(t *testing.T) {
 	if _, err := busy.VCEK(t.Context(), chip); err == nil || errors.Is(err, ErrNoKey) || !strings.Contains(err.Error(), "429") {
 		t.Errorf("throttled: %v", err)
 	}
+	junk, asked := fakeKDS(t, map[string][]byte{uri: []byte("<html>")})
+	for range 2 {
+		if _, err := junk.VCEK(t.Context(), chip); err == nil {
+			t.Error("page of a proxy")
+		}
+	}
+	if asked.Load() != 2 {
+		t.Error("page of a proxy was kept")
+	}
 	large, _ := fakeKDS(t, map[string][]byte{uri: make([]byte, maxCertificate+1)})
 	if _, err := large.VCEK(t.Context(), chip); err == nil {
 		t.Error("answer without end")

@@ -67,7 +67,7 @@ func (c *checked) judge(q *Quote, p *pckInfo) (*verdict, error) {
 	slices.Sort(v.advisories)
 	v.advisories = slices.Compact(v.advisories)
 	if v.status == statusRevoked {
-		return nil, errors.New("Intel revoked this TCB level")
+		return nil, errors.New("the TCB level is revoked: the platform is not to be trusted any more")
 	}
 	return v, nil
 }

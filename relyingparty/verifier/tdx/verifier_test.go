@@ -234,8 +234,8 @@ func TestRevocationIsRefused(t *testing.T) {
 	}{
 		"PCK certificate":         {func(m *tcbModel) { m.revokedPCK = true }, "certificate is revoked"},
 		"certification authority": {func(m *tcbModel) { m.revokedCA = true }, "certificate is revoked"},
-		"TCB level":               {func(m *tcbModel) { m.platform = levels(false, 5, "Revoked") }, "revoked this TCB level"},
-		"level of the enclave":    {func(m *tcbModel) { m.qe = levels(true, 4, "Revoked") }, "revoked this TCB level"},
+		"TCB level":               {func(m *tcbModel) { m.platform = levels(false, 5, "Revoked") }, "TCB level is revoked"},
+		"level of the enclave":    {func(m *tcbModel) { m.qe = levels(true, 4, "Revoked") }, "TCB level is revoked"},
 	} {
 		m := goodTCB()
 		c.change(&m)
