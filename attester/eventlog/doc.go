@@ -15,6 +15,6 @@
 // It does not decide whether events are wanted, and makes no evidence.
 //
 // Sources: guest-components attestation-agent/src/eventlog and
-// attester/src/utils.rs at 8246e5e0; TCG PC Client Platform Firmware Profile
-// 1.06, 10.2 and 10.4.5; UEFI 2.10, 38.2.
+// attester/src/utils.rs at 8246e5e0; TCG PC Client Platform Firmware Profile,
+// TCG_PCR_EVENT2 and EV_EVENT_TAG; UEFI 2.10, confidential computing.
 package eventlog

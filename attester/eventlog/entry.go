@@ -17,8 +17,8 @@ var ErrEvent = errors.New("invalid event")
 // maxText caps one event's text in bytes.
 const maxText = 64 << 10
 
-// Numbers of log entries. Source: TCG PC Client Platform Firmware Profile 1.06,
-// 10.4.1; the tag is guest-components' own.
+// Numbers of log entries. Source: TCG PC Client Platform Firmware Profile;
+// the tag is guest-components' own.
 const (
 	typeEventTag = 6          // EV_EVENT_TAG
 	eventTag     = 0x4141454c // "LEAA" on disk

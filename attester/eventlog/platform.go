@@ -37,7 +37,7 @@ type Algorithm struct {
 }
 
 // Algorithms of the platforms, and SM3, which is only named.
-// Source: TCG Algorithm Registry 1.34, table 3.
+// Source: TCG Algorithm Registry, TPM_ALG_ID.
 var (
 	sha256 = Algorithm{ID: 0x0b, Size: 32, hash: crypto.SHA256}
 	sha384 = Algorithm{ID: 0x0c, Size: 48, hash: crypto.SHA384}
@@ -78,7 +78,8 @@ func PlatformOf(tee string) (Platform, bool) {
 func (p Platform) Register(pcr uint64) (uint32, error) { return p.register(pcr) }
 
 // tdxRegister maps a PCR to the measurement register of TDX: 1 to 4 are RTMR0
-// to RTMR3. Source: UEFI 2.10, 38.4.1.
+// to RTMR3. Source: guest-components attester/src/tdx at 8246e5e0; UEFI 2.10,
+// confidential computing, has the same numbers for PCR 1 to 15.
 func tdxRegister(pcr uint64) (uint32, error) {
 	switch {
 	case pcr == 1 || pcr == 7:

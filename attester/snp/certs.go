@@ -36,7 +36,7 @@ func (c CertType) MarshalJSON() ([]byte, error) {
 }
 
 // certType names what a table entry is.
-// Source: AMD GHCB 56421 rev. 2.04, table 9; crate sev 6.3.1 for the CRL.
+// Source: AMD 56421 (GHCB); virtee/sev src/firmware/host/types/snp.rs at v6.3.0.
 func certType(id uuid.UUID) CertType {
 	switch s := id.String(); s {
 	case "63da758d-e664-4564-adc5-f4b93be8accd":

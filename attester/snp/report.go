@@ -119,7 +119,7 @@ type codec struct {
 }
 
 // layout visits every value at its offset.
-// Source: AMD SEV-SNP ABI 56860 rev. 1.58, table 23.
+// Source: AMD 56860 (SEV-SNP firmware ABI), ATTESTATION_REPORT.
 func (c codec) layout(r *Report) error {
 	c.u32(0x00, &r.Version)
 	c.u32(0x04, &r.GuestSVN)
@@ -165,7 +165,7 @@ func (c codec) layout(r *Report) error {
 // turin tells which layout TCBs have: that of family 0x1a, or that of 0x19
 // (Milan and Genoa). Version 2 has no family; there Turin shows by a chip ID of
 // 8 bytes, and a masked one shows nothing.
-// Source: crate sev 6.3.1 src/firmware/guest/types/snp.rs.
+// Source: virtee/sev src/firmware/guest/types/snp.rs and src/lib.rs at v6.3.0.
 func (r *Report) turin() (bool, error) {
 	zero := func(b []byte) bool { return bytes.Count(b, []byte{0}) == len(b) }
 	switch {

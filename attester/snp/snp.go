@@ -13,8 +13,9 @@
 // It verifies no report and fetches no certificate.
 //
 // Sources: guest-components attestation-agent/attester/src/snp at 8246e5e0;
-// crate sev 6.3.1 src/firmware/guest; AMD SEV-SNP ABI 56860 rev. 1.58, table 23;
-// AMD GHCB 56421 rev. 2.04, 4.1.8; Linux Documentation/virt/coco/sev-guest.rst.
+// virtee/sev src/firmware/{guest,host}/types/snp.rs at v6.3.0, whose types the
+// JSON is; AMD 56860 (SEV-SNP firmware ABI) and 56421 (GHCB); Linux
+// Documentation/virt/coco/sev-guest.rst.
 package snp
 
 import (

@@ -19,7 +19,7 @@ const measurements = "/sys/devices/virtual/misc/tdx_guest/measurements"
 const registerSize = 48
 
 // firstRTMR and lastRTMR are the numbers of RTMR0 and RTMR3 in log entries.
-// Source: UEFI 2.10, 38.4.1; 0 is MRTD.
+// Source: UEFI 2.10, confidential computing, Intel TDX; 0 is MRTD.
 const firstRTMR, lastRTMR = 1, 4
 
 func rtmrPath(index uint32) string {
