@@ -52,25 +52,31 @@ func TestRealReportIsAccepted(t *testing.T) {
 
 func TestRealReportIsRefusedAfterAChangeOfAnySignedByte(t *testing.T) {
 	v, base := amd(t), realReport()
-	for at := range 0x2A0 {
+	key, err := x509.ParseCertificate(realVCEK().DER)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := checkSignature(base, key); err != nil {
+		t.Fatal(err)
+	}
+	for at := range 0x330 { // the signature with its padding included
 		changed := slices.Clone(base)
 		changed[at] ^= 1
-		if _, err := v.VerifyReport(t.Context(), changed, []Certificate{realVCEK()}); !errors.Is(err, verifier.ErrEvidence) {
+		if err := checkSignature(changed, key); !errors.Is(err, verifier.ErrEvidence) {
 			t.Errorf("byte %#x: %v", at, err)
 		}
-	}
-	for at := 0x2A0; at < 0x330; at++ {
-		changed := slices.Clone(base)
-		changed[at] ^= 0x80
+		if at%8 != 0 {
+			continue
+		}
 		if _, err := v.VerifyReport(t.Context(), changed, []Certificate{realVCEK()}); !errors.Is(err, verifier.ErrEvidence) {
-			t.Errorf("signature byte %#x: %v", at, err)
+			t.Errorf("byte %#x: %v", at, err)
 		}
 	}
 }
 
 func TestRealKeyIsRefusedAfterAChangeOfAnySignedByte(t *testing.T) {
 	v := amd(t)
-	for at := 4; at < len(realVCEK().DER); at += 7 {
+	for at := 4; at < len(realVCEK().DER); at += 23 {
 		changed := Certificate{"VCEK", slices.Clone(realVCEK().DER)}
 		changed.DER[at] ^= 1
 		if _, err := v.VerifyReport(t.Context(), realReport(), []Certificate{changed}); !errors.Is(err, verifier.ErrEvidence) {

@@ -24,6 +24,9 @@ const (
 	maxAge = 24 * time.Hour
 )
 
+// intelRoot is as Intel publishes it at
+// certificates.trustedservices.intel.com/Intel_SGX_Provisioning_Certification_RootCA.pem.
+//
 //go:embed intel_root.pem
 var intelRoot []byte
 
