@@ -21,6 +21,7 @@ func TestTool(t *testing.T) {
 	}
 	t.Run("missing is a skip", func(t *testing.T) {
 		t.Setenv(RequireEnv, "")
+		t.Setenv(SkipsEnv, "")
 		o := &outcome{TB: t}
 		Tool(o, "no-such-program-anywhere")
 		if !o.skipped || o.failed {
