@@ -43,9 +43,12 @@ fuzz:
 	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
 	  done; done
 
-# Go benchmarks, then the whole-process figures of bench/.
-bench: build
-	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
+# Benchmarks of functions, then of whole processes; bench/RESULTS.md keeps them.
+DEMO := ./cmd/sealctl/internal/demo
+bench:
+	$(GO) test -run '^$$' -bench . -benchtime 200ms $$($(GO) list ./... | grep -v /demo$$)
+	$(GO) test -run '^$$' -bench ExecToReady -benchtime 11x $(DEMO)
+	$(GO) test -run '^$$' -bench 'IdleMemory|HundredSecrets|Pull500MB' -benchtime 1x $(DEMO)
 
 # Regenerates api/*.pb.go from the .proto files.
 proto:

@@ -35,11 +35,14 @@ func sealpod(t testing.TB) string {
 			return
 		}
 		build.path = filepath.Join(dir, "sealpod")
-		args := []string{"build", "-o", build.path}
+		args := []string{"build", "-trimpath", "-ldflags=-s -w", "-o", build.path}
+		env := append(os.Environ(), "CGO_ENABLED=0")
 		if raceEnabled {
-			args = append(args, "-race")
+			args, env = append(args, "-race"), os.Environ()
 		}
-		build.out, build.err = exec.Command("go", append(args, "github.com/sealpod/sealpod/cmd/sealpod")...).CombinedOutput()
+		cmd := exec.Command("go", append(args, "github.com/sealpod/sealpod/cmd/sealpod")...)
+		cmd.Env = env
+		build.out, build.err = cmd.CombinedOutput()
 	})
 	if build.err != nil {
 		t.Fatalf("building sealpod: %v\n%s", build.err, build.out)
