@@ -21,11 +21,11 @@ import (
 // encryptFlags are the flags of `image encrypt` that need work before they
 // are options.
 type encryptFlags struct {
-	kekFile, kekOut           string
-	kbsURL, kbsCA, kbsTokenIn string
-	packets                   string
-	asJSON                    bool
-	options                   imageseal.EncryptOptions
+	kekFile, kekOut string
+	kbs             kbsFlags
+	packets         string
+	asJSON          bool
+	options         imageseal.EncryptOptions
 }
 
 func imageEncryptCommand() *cobra.Command {
@@ -56,9 +56,7 @@ before anything is published; or it comes from a file (--kek-file).`,
 	fl.BoolVar(&f.options.KeyPerLayer, "kek-per-layer", false, "a KEK for every layer, named KEY-ID-0, KEY-ID-1, …")
 	fl.StringVar(&f.kekFile, "kek-file", "", "use the 32 bytes in this `file` as KEK instead of a fresh one")
 	fl.StringVar(&f.kekOut, "kek-out", "", "write each KEK below this `directory`, as repository/type/tag")
-	fl.StringVar(&f.kbsURL, "kbs", "", "`URL` of the key broker to place each KEK in")
-	fl.StringVar(&f.kbsCA, "kbs-ca", "", "PEM `file` of certificates to trust for --kbs")
-	fl.StringVar(&f.kbsTokenIn, "kbs-token", "", "`file` with the administrator's token for --kbs")
+	f.kbs.add(cmd, "")
 	fl.StringVar(&f.packets, "packets", "v2", "form of the key packets: v2, v1 (old guests) or both")
 	fl.BoolVar(&f.asJSON, "json", false, "print the result as JSON")
 	insecureFlag(cmd, &f.options.Access)
@@ -69,9 +67,9 @@ func (f *encryptFlags) run(cmd *cobra.Command) error {
 	switch {
 	case f.options.KeyID == "":
 		return fmt.Errorf("give --key-id kbs:///repository/type/tag (%w)", cli.ErrUsage)
-	case f.kbsURL == "" && f.kekOut == "" && f.kekFile == "":
+	case f.kbs.url == "" && f.kekOut == "" && f.kekFile == "":
 		return fmt.Errorf("nobody would keep the key: give --kbs, --kek-out or --kek-file (%w)", cli.ErrUsage)
-	case f.kbsURL == "" && (f.kbsCA != "" || f.kbsTokenIn != ""):
+	case f.kbs.url == "" && (f.kbs.ca != "" || f.kbs.token != ""):
 		return fmt.Errorf("--kbs-ca and --kbs-token go with --kbs (%w)", cli.ErrUsage)
 	case f.options.KeyPerLayer && f.kekFile != "":
 		return fmt.Errorf("--kek-file is one key, --kek-per-layer wants several (%w)", cli.ErrUsage)
@@ -133,29 +131,10 @@ func (f *encryptFlags) print(cmd *cobra.Command, res imageseal.EncryptResult) er
 
 // broker returns the client for --kbs, nil without that flag.
 func (f *encryptFlags) broker() (*admin.Client, error) {
-	if f.kbsURL == "" {
+	if f.kbs.url == "" {
 		return nil, nil
 	}
-	var ca []byte
-	var token podvm.Secret
-	var err error
-	if f.kbsCA != "" {
-		if ca, err = podvm.ReadFileMax(f.kbsCA, maxKeyFile); err != nil {
-			return nil, fmt.Errorf("reading the KBS certificate: %w", err)
-		}
-	}
-	if f.kbsTokenIn != "" {
-		b, err := podvm.ReadFileMax(f.kbsTokenIn, maxKeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading the KBS token: %w", err)
-		}
-		token = podvm.Secret(bytes.TrimSpace(b))
-	}
-	c, err := admin.New(f.kbsURL, ca, token)
-	if err != nil {
-		return nil, fmt.Errorf("reaching the KBS: %w", err)
-	}
-	return c, nil
+	return f.kbs.client()
 }
 
 // store puts a KEK wherever the flags say.

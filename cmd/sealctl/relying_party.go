@@ -20,6 +20,8 @@ import (
 type relyingPartyOptions struct {
 	listen, store, tlsCert, tlsKey, tokenFile, logLevel string
 	insecureHTTP, newToken                              bool
+	snpVCEK                                             []string
+	tdxCollateral                                       string
 }
 
 // relyingPartyCommand is `sealctl relying-party`: a KBS with an attestation
@@ -36,11 +38,18 @@ resources and policies with the admin token, which the first start on a store
 makes and shows once. It speaks the protocol of Trustee's KBS (0.4.0): Trustee's
 kbs-client works with it, and its guests do.
 
-As installed it opens nothing to pods without a TEE ("sample" evidence). Plain
-HTTP is served on loopback only, unless --insecure-http says otherwise.`,
+It verifies AMD SEV-SNP and Intel TDX, under the roots of AMD and Intel, and
+"sample" evidence of pods without a TEE, to which it opens nothing as installed.
+The default policy affirms hardware whose reference values were set. The services
+of AMD and Intel are asked only when evidence needs them; without a way out, give
+files to --snp-vcek and --tdx-collateral.
+
+Plain HTTP is served on loopback only, unless --insecure-http says otherwise.`,
 		Example: `  sealctl relying-party --store ./rp
   sealctl relying-party --store ./rp --admin-token-file admin.token --listen 0.0.0.0:8443 \
       --tls-cert server.crt --tls-key server.key
+  sealctl relying-party --store ./rp --snp-vcek ./vceks --snp-vcek kds \
+      --tdx-collateral https://pccs.example:8081
   kbs-client --url http://127.0.0.1:8080 config --admin-token-file admin.token \
       set-resource --path default/key/1 --resource-file key.bin`,
 		Args: cobra.NoArgs,
@@ -54,6 +63,10 @@ HTTP is served on loopback only, unless --insecure-http says otherwise.`,
 	f.BoolVar(&o.insecureHTTP, "insecure-http", false, "allow plain HTTP on addresses others can reach")
 	f.StringVar(&o.tokenFile, "admin-token-file", "", "write the admin token to this `file` (mode 0600) instead of showing it")
 	f.BoolVar(&o.newToken, "new-admin-token", false, "make a new admin token; the old one stops working")
+	f.StringArrayVar(&o.snpVCEK, "snp-vcek", []string{amdKDS}, "where the key of an SNP chip is looked up when the pod sent none: `source` "+
+		`"kds" (AMD's server) or a directory with vcek/CHIP/vcek.der; more than one are asked in order`)
+	f.StringVar(&o.tdxCollateral, "tdx-collateral", intelPCS, "where Intel's word on TDX platforms comes from: `source` "+
+		`"pcs" (Intel's service), the https URL of a PCCS, or a JSON file of PcsClientTool`)
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn, error or off")
 	return cmd
 }
@@ -69,12 +82,16 @@ func (o relyingPartyOptions) run(cmd *cobra.Command) error {
 	if err := podvm.NoCoreDumps(); err != nil {
 		log.Warn("Core dumps stay possible", "err", err)
 	}
+	verifiers, err := o.verifiers()
+	if err != nil {
+		return err
+	}
 	ln, scheme, err := o.listener(cmd)
 	if err != nil {
 		return err
 	}
 	defer ln.Close() //nolint:errcheck // Serve closes it first
-	rp, err := relyingparty.Open(relyingparty.Config{StoreDir: o.store, Log: log, NewAdminToken: o.newToken})
+	rp, err := relyingparty.Open(relyingparty.Config{StoreDir: o.store, Log: log, Verifiers: verifiers, NewAdminToken: o.newToken})
 	if err != nil {
 		return err
 	}
