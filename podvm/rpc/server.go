@@ -7,8 +7,8 @@
 // the attestation agent and the data hub are the servers.
 //
 // Trust: callers are local but not trusted. Frames are capped at 4 MiB by
-// ttrpc itself, concurrency is capped here, a panic in a handler fails that
-// call only.
+// ttrpc itself, frames of other kinds than requests end their connection,
+// concurrency is capped here, a panic in a handler fails that call only.
 package rpc
 
 import (
@@ -114,7 +114,7 @@ func Serve(ctx context.Context, l net.Listener, log *slog.Logger, register func(
 	callCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- srv.Serve(callCtx, l) }()
+	go func() { done <- srv.Serve(callCtx, requestListener{l}) }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("serving %s: %w", l.Addr(), err)
