@@ -19,6 +19,7 @@ import (
 	"context"
 	"crypto"
 	_ "crypto/sha512" // SHA-384 of report data
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -232,11 +233,15 @@ func annotated(p part, claims map[string]any) (map[string]any, error) {
 	return plain(doc)
 }
 
-// plain returns v as encoding/json reads it back, with exact numbers.
+// plain returns v as encoding/json reads it back, with exact numbers. What no
+// token has room for is token.ErrTooLarge before a policy spends memory on it.
 func plain(v map[string]any) (map[string]any, error) {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("encoding claims: %w", err)
+	}
+	if n := base64.RawURLEncoding.EncodedLen(len(raw)); n > token.MaxBytes {
+		return nil, fmt.Errorf("%w: claims of %d bytes in it, want at most %d", token.ErrTooLarge, n, token.MaxBytes)
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()

@@ -177,6 +177,9 @@ func TestAttestationsThatAreRefused(t *testing.T) {
 	if _, err := s.Attest(t.Context(), "sample", nonce, attest(t, nil, nil)); !errors.Is(err, policy.ErrEval) {
 		t.Errorf("policy without a result: %v", err)
 	}
+	if _, err := s.Attest(t.Context(), "sample", nonce, attestLarge(t)); !errors.Is(err, token.ErrTooLarge) {
+		t.Errorf("the policy was asked about claims no token has room for: %v", err)
+	}
 }
 
 func attestLarge(t *testing.T) kbs.Attestation {
@@ -211,6 +214,27 @@ func TestInitData(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, claims, err)
 		} else if _, ok := claims["agent_policy_claims"]; ok {
 			t.Errorf("%s: claims %v", name, claims)
+		}
+	}
+	// A decoder whose time grows with the square of the keys is not given many,
+	// wherever they stand.
+	var lines, members strings.Builder
+	for i := range maxKeys + 1 {
+		fmt.Fprintf(&lines, "k%d = ''\n", i)
+		fmt.Fprintf(&members, "k%d = '', ", i)
+	}
+	for name, data := range map[string]string{
+		"many keys":           lines.String(),
+		"many in a table":     "x = [{" + members.String() + "z = ''}]",
+		"many parts of a key": strings.Repeat("a.", maxKeys) + "a = ''",
+		"many tables":         "[t." + strings.Repeat("a.", maxKeys) + "a]",
+	} {
+		in := kbs.InitData{Format: "toml", Body: fmt.Sprintf(head, "sha256") + data}
+		if _, _, err := readInitData(in); !errors.Is(err, ErrAttestation) || !strings.Contains(err.Error(), "more than") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if parseConfig(data) != nil {
+			t.Errorf("%s in a file: parsed", name)
 		}
 	}
 	for name, in := range map[string]kbs.InitData{

@@ -8,14 +8,21 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
 
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// maxConfigBytes is the longest configuration file of init data that is parsed
-// into claims. A longer one stays text: its nesting could exhaust the stack.
-const maxConfigBytes = 64 << 10
+const (
+	// maxConfigBytes is the longest configuration file of init data that is
+	// parsed into claims. A longer one stays text: its nesting could exhaust the
+	// stack.
+	maxConfigBytes = 64 << 10
+	// maxKeys is how many keys TOML from a guest may have. The decoder compares
+	// each key with all before it: 100,000 of them keep it busy for half a minute.
+	maxKeys = 1024
+)
 
 // readInitData returns the digest of the init data, over its exact bytes, and
 // its data as claims: aa.toml and cdh.toml parsed where they parse, and in
@@ -31,6 +38,9 @@ func readInitData(in kbs.InitData) (digest []byte, claims map[string]any, err er
 		Version   *string           `toml:"version"`
 		Algorithm string            `toml:"algorithm"`
 		Data      map[string]string `toml:"data"`
+	}
+	if err := checkKeys([]byte(in.Body)); err != nil {
+		return nil, nil, fmt.Errorf("%w: init data: %w", ErrAttestation, err)
 	}
 	if err := toml.Unmarshal([]byte(in.Body), &doc); err != nil {
 		return nil, nil, fmt.Errorf("%w: init data: %w", ErrAttestation, err)
@@ -81,10 +91,10 @@ func initDataClaims(data map[string]string) map[string]any {
 }
 
 // parseConfig returns the TOML text as JSON, nil if it is not TOML or has
-// values JSON does not (infinity, not a number).
+// values JSON does not (infinity, not a number) or too many keys.
 func parseConfig(text string) json.RawMessage {
 	var doc map[string]any
-	if len(text) > maxConfigBytes || toml.Unmarshal([]byte(text), &doc) != nil {
+	if len(text) > maxConfigBytes || checkKeys([]byte(text)) != nil || toml.Unmarshal([]byte(text), &doc) != nil {
 		return nil
 	}
 	raw, err := json.Marshal(doc)
@@ -92,6 +102,40 @@ func parseConfig(text string) json.RawMessage {
 		return nil
 	}
 	return raw
+}
+
+// checkKeys is an error for TOML with more than maxKeys keys; each part of a
+// dotted key counts. It takes time in proportion to the text.
+func checkKeys(text []byte) error {
+	var p unstable.Parser
+	p.Reset(text)
+	for n := 0; p.NextExpression(); {
+		if n += countKeys(p.Expression()); n > maxKeys {
+			return fmt.Errorf("more than %d keys", maxKeys)
+		}
+	}
+	return p.Error()
+}
+
+// countKeys returns the number of keys in an expression and in its value.
+func countKeys(e *unstable.Node) int {
+	n := 0
+	switch e.Kind {
+	case unstable.KeyValue:
+		for key := e.Key(); key.Next(); {
+			n++
+		}
+		n += countKeys(e.Value())
+	case unstable.Table, unstable.ArrayTable:
+		for key := e.Key(); key.Next(); {
+			n++
+		}
+	case unstable.Array, unstable.InlineTable:
+		for child := e.Children(); child.Next(); {
+			n += countKeys(child.Node())
+		}
+	}
+	return n
 }
 
 // policyData returns the JSON object that a kata agent policy assigns to
