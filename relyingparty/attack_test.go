@@ -1,6 +1,7 @@
 package relyingparty
 
 import (
+	"context"
 	"encoding/base64"
 	"net/http"
 	"net/http/httptest"
@@ -40,6 +41,7 @@ func TestErrors(t *testing.T) {
 		{"auth: empty", "POST", "auth", nil, nil, 401, "AttestationError", "Auth failed"},
 		{"auth: trailing data", "POST", "auth", authBody + "{}", nil, 401, "AttestationError", "Auth failed"},
 		{"auth: oversized", "POST", "auth", big, nil, 413, "PayloadTooLarge", ""},
+		{"auth: more than it takes", "POST", "auth", strings.Repeat(" ", maxAuthBytes) + authBody, nil, 413, "PayloadTooLarge", ""},
 		{"auth: another method", "GET", "auth", nil, nil, 404, "PluginNotFound", "auth"},
 		{"auth: more path", "POST", "auth/x", authBody, nil, 404, "PluginNotFound", ""},
 		{"attest: no cookie", "POST", "attest", fresh.attestation(fresh.nonce), nil, 401, "AttestationError", "Attestation error: RCAR handshake Attest failed"},
@@ -57,6 +59,7 @@ func TestErrors(t *testing.T) {
 		{"resource: four segments", "GET", "resource/a/b/c/d", nil, withBearer(g.token), 401, "PluginInternalError", ""},
 		{"resource: trailing slash", "GET", "resource/a/b/c/", nil, withBearer(g.token), 401, "PluginInternalError", ""},
 		{"resource: hidden", "GET", "resource/a/b/.c", nil, withBearer(g.token), 401, "PluginInternalError", ""},
+		{"resource: long query", "GET", "resource/a/b/c?x=" + strings.Repeat("x", maxPathBytes), nil, withBearer(g.token), 404, "InvalidRequestPath", ""},
 		{"resource: parameter twice", "GET", "resource/a/b/c?x=1&x=2", nil, withBearer(g.token), 404, "InvalidRequestPath", ""},
 		{"resource: malformed query", "GET", "resource/a/b/c?x=%zz", nil, withBearer(g.token), 404, "InvalidRequestPath", ""},
 		{"resource: write without token", "POST", "resource/a/b/c", "x", nil, 401, "AdminAuthInitialization", "failed to initialize [admin] configuration: no bearer token"},
@@ -296,4 +299,39 @@ func FuzzRequests(f *testing.F) {
 			p.log.Reset()
 		}
 	})
+}
+
+// TestWorkForStrangersIsBounded holds that an attestation, and a token anybody
+// can get, wait for room before a verifier or a policy sees them.
+func TestWorkForStrangersIsBounded(t *testing.T) {
+	p := newParty(t, nil)
+	p.put("a/b/c", "the secret")
+	p.allowAll()
+	g, attested := newGuest(p), newGuest(p)
+	g.auth()
+	attested.handshake()
+	must(t, p.s.work.Acquire(t.Context(), maxWorkBytes))
+	gone, cancel := context.WithCancel(t.Context())
+	cancel() // so that waiting ends at once
+	serve := func(method, path, body string, c *http.Cookie) (int, string) {
+		r := httptest.NewRequestWithContext(gone, method, prefix+path, strings.NewReader(body))
+		r.AddCookie(c)
+		w := httptest.NewRecorder()
+		p.s.Handler().ServeHTTP(w, r)
+		return w.Code, w.Body.String()
+	}
+	if code, body := serve("POST", "attest", g.attestation(g.nonce), g.cookie); code != 401 || !strings.Contains(body, "AttestationError") {
+		t.Errorf("attest without room: %d %s", code, body)
+	}
+	if code, body := serve("GET", "resource/a/b/c", "", attested.cookie); code != 401 || !strings.Contains(body, "PluginInternalError") {
+		t.Errorf("resource without room: %d %s", code, body)
+	}
+	p.s.work.Release(maxWorkBytes)
+	g.handshake()
+	if got := g.open(p.do("GET", "/kbs/v0/resource/a/b/c", nil, withBearer(g.token))); got != "the secret" {
+		t.Errorf("resource with room: %q", got)
+	}
+	if !p.s.work.TryAcquire(maxWorkBytes) {
+		t.Error("room was not given back")
+	}
 }

@@ -20,6 +20,15 @@ const (
 	detailAttest = "Attestation error: RCAR handshake Attest failed"
 )
 
+// maxAuthBytes caps the body of POST auth: two short strings and a list of
+// algorithms.
+const maxAuthBytes = 64 << 10
+
+// maxWorkBytes is how many bytes of attestations and tokens are verified and
+// appraised at a time; what comes on top waits. Anybody can send them, and a
+// policy takes up to a hundred times their size.
+const maxWorkBytes = 8 << 20
+
 // serveAuth is POST auth: Request to Challenge, and a session cookie.
 func (s *Server) serveAuth(c *call) error {
 	s.metrics.add("kbs_auth_requests_total")
@@ -39,6 +48,7 @@ func (s *Server) serveAuth(c *call) error {
 }
 
 func (s *Server) openSession(c *call) (kbs.Challenge, session.Session, error) {
+	c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxAuthBytes)
 	raw, err := c.body()
 	if err != nil {
 		return kbs.Challenge{}, session.Session{}, err
@@ -108,6 +118,11 @@ func (s *Server) attestSession(c *call, ses *session.Session) error {
 	if err != nil {
 		return err
 	}
+	// Only now that all of it is here: a slow sender must not hold room.
+	if err := s.work.Acquire(c.r.Context(), int64(len(raw))); err != nil {
+		return fmt.Errorf("waiting for attestations before this one: %w", err)
+	}
+	defer s.work.Release(int64(len(raw)))
 	var a kbs.Attestation
 	if err := json.Unmarshal(raw, &a); err != nil {
 		return err

@@ -41,16 +41,9 @@ func (s *Server) serveResource(c *call) error {
 
 // serveRelease is GET resource/REPOSITORY/TYPE/TAG by a guest.
 func (s *Server) serveRelease(c *call) error {
-	claims, err := s.claims(c)
+	key, err := s.authorise(c)
 	if err != nil {
 		return err
-	}
-	if err := s.checkResourcePolicy(c, claims); err != nil {
-		return err
-	}
-	key, err := claims.TEEKey()
-	if err != nil {
-		return fault(variantToken, "Token Verifier error", err)
 	}
 	path, err := c.resource()
 	if err != nil {
@@ -70,8 +63,33 @@ func (s *Server) serveRelease(c *call) error {
 	return nil
 }
 
-// claims verifies the token of the session, or else the bearer token.
-func (s *Server) claims(c *call) (token.Claims, error) {
+// authorise returns the key of a guest whose token opens the resource.
+func (s *Server) authorise(c *call) (kbs.PublicKey, error) {
+	text, err := s.tokenOf(c)
+	if err != nil {
+		return kbs.PublicKey{}, err
+	}
+	weight := int64(min(len(text), token.MaxBytes))
+	if err := s.work.Acquire(c.r.Context(), weight); err != nil {
+		return kbs.PublicKey{}, fault(variantPlugin, detailPlugin, fmt.Errorf("waiting for requests before this one: %w", err))
+	}
+	defer s.work.Release(weight)
+	claims, err := s.issuer.Verify(text)
+	if err != nil {
+		return kbs.PublicKey{}, fault(variantToken, "Token Verifier error", err)
+	}
+	if err := s.checkResourcePolicy(c, claims); err != nil {
+		return kbs.PublicKey{}, err
+	}
+	key, err := claims.TEEKey()
+	if err != nil {
+		return kbs.PublicKey{}, fault(variantToken, "Token Verifier error", err)
+	}
+	return key, nil
+}
+
+// tokenOf returns the token of the session, or else the bearer token.
+func (s *Server) tokenOf(c *call) (string, error) {
 	text := ""
 	if ses, err := s.session(c); err == nil {
 		text = ses.Token
@@ -80,14 +98,10 @@ func (s *Server) claims(c *call) (token.Claims, error) {
 		text = bearer(c.r)
 	}
 	if text == "" {
-		return nil, fault(variantNoToken, "Attestation Token not found",
+		return "", fault(variantNoToken, "Attestation Token not found",
 			errors.New("no attested session and no bearer token: the guest has to attest first"))
 	}
-	claims, err := s.issuer.Verify(text)
-	if err != nil {
-		return nil, fault(variantToken, "Token Verifier error", err)
-	}
-	return claims, nil
+	return text, nil
 }
 
 // checkResourcePolicy asks the policy whether the token opens the resource.

@@ -17,7 +17,8 @@ import (
 // prefix comes before every endpoint of the protocol.
 const prefix = "/kbs/v0/"
 
-// maxPathBytes caps the decoded path of a request.
+// maxPathBytes caps the decoded path of a request, and its query: policies get
+// both.
 const maxPathBytes = 4096
 
 // call is one request on its way through a handler.
@@ -122,6 +123,9 @@ func (c *call) parse() (string, error) {
 	}
 	segments := strings.Split(rest, "/")
 	c.path = segments[1:]
+	if len(c.r.URL.RawQuery) > maxPathBytes {
+		return "", invalidPath("query too long")
+	}
 	query, err := url.ParseQuery(c.r.URL.RawQuery)
 	if err != nil {
 		return "", invalidPath("malformed query")

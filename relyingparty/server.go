@@ -32,6 +32,8 @@ import (
 	"net/http"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/relyingparty/attestation"
 	"github.com/sealpod/sealpod/relyingparty/policy"
@@ -90,7 +92,8 @@ type Server struct {
 	issuer     *token.Issuer
 	attest     *attestation.Service
 	metrics    *metrics
-	admin      podvm.Secret // only if it was made by this Open
+	work       *semaphore.Weighted // bytes from guests in verifiers and policies
+	admin      podvm.Secret        // only if it was made by this Open
 	closeStore func() error
 }
 
@@ -114,6 +117,7 @@ func Open(cfg Config) (*Server, error) {
 	if s.cfg.MaxBodyBytes <= 0 {
 		s.cfg.MaxBodyBytes = DefaultMaxBodyBytes
 	}
+	s.work = semaphore.NewWeighted(max(maxWorkBytes, s.cfg.MaxBodyBytes))
 	if s.sessions == nil {
 		s.sessions = session.NewMemory(s.now, 0, 0)
 	}
