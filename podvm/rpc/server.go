@@ -35,10 +35,15 @@ import (
 // Limits of a server.
 const (
 	// maxCalls is how many calls run at once; further ones wait within their
-	// own deadline, so a flood cannot grow memory without bound.
+	// own deadline.
 	maxCalls = 256
-	// drainTime is how long a stopping server waits for running calls.
+	// maxWaiting is how many wait; beyond that a call is refused, so a flood
+	// cannot grow memory without bound.
+	maxWaiting = 1024
+	// drainTime is how long a stopping server waits for running calls, and
+	// undoTime how long for those it then cuts off to clean up.
 	drainTime = 20 * time.Second
+	undoTime  = 5 * time.Second
 )
 
 // SocketPath returns the path in a "unix://PATH" address.
@@ -101,9 +106,13 @@ func (l *listener) Close() error {
 }
 
 // Serve registers services on a new server and serves them on l until ctx
-// ends; then it stops accepting, lets running calls finish for up to 20 s and
-// returns nil. Handlers see a context that carries a request id and log.
+// ends; then it stops accepting, lets running calls finish for up to 20 s, gives
+// those it cuts off 5 s more to return, and returns nil. Handlers see a context that carries a request id and log.
 func Serve(ctx context.Context, l net.Listener, log *slog.Logger, register func(*ttrpc.Server)) error {
+	return serve(ctx, l, log, drainTime, register) // tests wait less
+}
+
+func serve(ctx context.Context, l net.Listener, log *slog.Logger, drain time.Duration, register func(*ttrpc.Server)) error {
 	g := &gate{log: log, slots: make(chan struct{}, maxCalls), idle: make(chan struct{})}
 	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(g.intercept))
 	if err != nil {
@@ -123,10 +132,18 @@ func Serve(ctx context.Context, l net.Listener, log *slog.Logger, register func(
 	err = l.Close()
 	// ttrpc's own Shutdown closes connections with calls in flight
 	// (dependencies.md trap 5), so wait for them first.
+	drained := g.drain()
 	select {
-	case <-g.drain():
-	case <-time.After(drainTime):
+	case <-drained:
+	case <-time.After(drain):
 		log.Warn("Calls still running at shutdown are cut off")
+		cancel()
+		// What they hold is closed after this: let them put it in order.
+		select {
+		case <-drained:
+		case <-time.After(undoTime):
+			log.Warn("Calls that do not end are left behind")
+		}
 	}
 	cancel()
 	err = errors.Join(err, srv.Close())
@@ -142,7 +159,7 @@ type gate struct {
 	slots chan struct{}
 
 	mu       sync.Mutex
-	running  int
+	running  int // or waiting for a slot
 	draining bool
 	idle     chan struct{} // closed when draining and nothing runs
 }
@@ -167,15 +184,21 @@ func (g *gate) drain() <-chan struct{} {
 	return out
 }
 
-func (g *gate) enter() bool {
+// enter counts a call in, or returns the status to refuse it with.
+func (g *gate) enter() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.draining {
-		return false
+	switch {
+	case g.draining:
+		return status.Error(codes.Unavailable, "shutting down")
+	case g.running >= cap(g.slots)+maxWaiting:
+		return errTooMany
 	}
 	g.running++
-	return true
+	return nil
 }
+
+var errTooMany = status.Error(codes.ResourceExhausted, "too many calls at once")
 
 func (g *gate) leave() {
 	g.mu.Lock()
@@ -187,15 +210,15 @@ func (g *gate) leave() {
 }
 
 func (g *gate) intercept(ctx context.Context, um ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
-	if !g.enter() {
-		return nil, status.Error(codes.Unavailable, "shutting down")
+	if err := g.enter(); err != nil {
+		return nil, err
 	}
 	defer g.leave()
 	select {
 	case g.slots <- struct{}{}:
 		defer func() { <-g.slots }()
 	case <-ctx.Done():
-		return nil, status.Error(codes.ResourceExhausted, "too many calls at once")
+		return nil, errTooMany
 	}
 	req := newRequestID()
 	log := g.log.With("req", req, "method", info.FullMethod)
