@@ -2,9 +2,9 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -48,6 +48,10 @@ func placeCredentials(ctx context.Context, host podvm.Host, resources resource.P
 		}
 		uris[name] = c.URI
 	}
+	// Above the credentials are sockets and files for programs of other users.
+	if err := os.MkdirAll(host.Path(podvm.CDHRunDir), 0o755); err != nil {
+		return fmt.Errorf("creating the data hub's directory: %w", err)
+	}
 	dir := host.Path(podvm.CDHResourceDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("creating the credential directory: %w", err)
@@ -81,10 +85,7 @@ func writeFile(root *os.Root, name string, content []byte) error {
 	if err := root.MkdirAll(path.Dir(name), 0o700); err != nil {
 		return err
 	}
-	tmp := name + ".new"
-	if err := root.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
+	tmp := name + "." + rand.Text() // which no other credential is called
 	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
