@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -30,7 +31,8 @@ const alarmRatio = 200
 // Five stages run in goroutines of their own, joined by bounded rings: read
 // and hash the blob, decrypt and hash (encrypted layers), inflate, hash the
 // tar, unpack it. Apply returns when all have ended. If blob is an io.Closer it
-// is closed when ctx ends, so that a Read that hangs cannot hold Apply.
+// is closed when ctx ends or a stage gives up, so that a Read that hangs cannot
+// hold Apply. A panic in a stage is an error of that stage.
 //
 // Nothing in dir may be trusted, mounted or kept unless the error is nil; the
 // caller removes it otherwise. The error is the first in this order: an error
@@ -44,26 +46,41 @@ func Apply(ctx context.Context, blob io.Reader, spec Spec, key *Key, dir string,
 	if err != nil {
 		return Stats{}, explain(err)
 	}
+	return r.apply(ctx, blob, dir)
+}
+
+func (r *run) apply(ctx context.Context, blob io.Reader, dir string) (Stats, error) {
+	stop := func() {}
 	if c, ok := blob.(io.Closer); ok {
-		defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+		stop = sync.OnceFunc(func() { _ = c.Close() })
+		defer context.AfterFunc(ctx, stop)()
 	}
 	g, gctx := errgroup.WithContext(ctx)
+	spawn := func(run func() error) {
+		g.Go(func() error {
+			err := contain(run)
+			if err != nil {
+				stop()
+			}
+			return err
+		})
+	}
 	buffers := newPool()
 	stage := func(run func(out *ring) error) *ring {
 		out := newRing(gctx, buffers)
-		g.Go(func() error { return run(out) })
+		spawn(func() error { return run(out) })
 		return out
 	}
 	in := stage(func(out *ring) error { return r.fetch(blob, out) })
-	if key != nil {
+	if r.key != nil {
 		cipher := in
 		in = stage(func(out *ring) error { return r.decrypt(cipher, out) })
 	}
 	packed := in
 	tar := stage(func(out *ring) error { return r.inflate(packed, out) })
 	hashed := stage(func(out *ring) error { return r.hash(tar, out) })
-	g.Go(func() error { return r.unpack(gctx, hashed, dir) })
-	err = g.Wait()
+	spawn(func() error { return r.unpack(gctx, hashed, dir) })
+	err := g.Wait()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
@@ -73,13 +90,17 @@ func Apply(ctx context.Context, blob io.Reader, spec Spec, key *Key, dir string,
 	if err != nil {
 		// No Stats: for an encrypted layer they would tell how far the
 		// unpacker got with unauthenticated bytes.
-		return Stats{}, fmt.Errorf("applying layer %s: %w", podvm.Printable(spec.Digest, 140), explain(err))
+		var p *panicError
+		if errors.As(err, &p) {
+			r.log.Error("Layer made the program fail", "layer", r.spec.Digest, "err", p, "stack", string(p.stack))
+		}
+		return Stats{}, fmt.Errorf("applying layer %s: %w", podvm.Printable(r.spec.Digest, 140), explain(err))
 	}
 	if r.stats.Bytes > alarmRatio*r.stats.BlobBytes && r.stats.Bytes > chunkSize {
-		r.log.Warn("Layer inflates unusually", "layer", spec.Digest, "blob_bytes", r.stats.BlobBytes, "bytes", r.stats.Bytes)
+		r.log.Warn("Layer inflates unusually", "layer", r.spec.Digest, "blob_bytes", r.stats.BlobBytes, "bytes", r.stats.Bytes)
 	}
 	if r.stats.SkippedDevices > 0 {
-		r.log.Warn("Device nodes of the layer left out, they need root", "layer", spec.Digest, "count", r.stats.SkippedDevices)
+		r.log.Warn("Device nodes of the layer left out, they need root", "layer", r.spec.Digest, "count", r.stats.SkippedDevices)
 	}
 	return r.stats, nil
 }
@@ -119,6 +140,9 @@ type run struct {
 	key    *Key
 	opts   Options
 	log    *slog.Logger
+	// What reads hostile bytes; tests put in what fails.
+	decrypter func(io.Reader, *Key) (io.Reader, error)
+	inflater  func(compression, io.Reader) (io.ReadCloser, error)
 
 	blob, packed, tar                  digest.Verifier // packed: the compressed stream inside an encrypted blob, nil if not known
 	cipherErr, inflateErr, unpackedErr error
@@ -147,7 +171,10 @@ func newRun(spec Spec, key *Key, opts Options) (*run, error) {
 	if opts.MaxBytes == 0 {
 		opts.MaxBytes = DefaultMaxBytes
 	}
-	r := &run{spec: spec, format: f, key: key, opts: opts, log: opts.Log, blob: blob.Verifier(), tar: diffID.Verifier()}
+	r := &run{
+		spec: spec, format: f, key: key, opts: opts, log: opts.Log, decrypter: decrypt, inflater: inflate,
+		blob: blob.Verifier(), tar: diffID.Verifier(),
+	}
 	if key != nil && key.plain != "" {
 		r.packed = key.plain.Verifier()
 	}

@@ -13,7 +13,8 @@ import (
 // Each stage reads one ring to its end, whatever happens: a stage that fails
 // keeps its error for verdict, ends its output with errUpstream and drains its
 // input, so that the blob is always judged as a whole. Only errors that no
-// decrypted byte can cause are returned, which stops all stages.
+// decrypted byte can cause are returned, which stops all stages. What parses
+// hostile bytes is contained, so that a panic counts as such a failure.
 
 // fetch reads the blob, whose length is known beforehand.
 func (r *run) fetch(blob io.Reader, out *ring) error {
@@ -39,14 +40,18 @@ func (r *run) fetch(blob io.Reader, out *ring) error {
 
 // decrypt turns ciphertext into the compressed stream.
 func (r *run) decrypt(in, out *ring) error {
-	plain, err := decrypt(in, r.key)
-	if err == nil {
+	err := contain(func() error {
+		plain, err := r.decrypter(in, r.key)
+		if err != nil {
+			return err
+		}
 		var tap io.Writer
 		if r.packed != nil {
 			tap = r.packed
 		}
 		_, err = out.pump(plain, tap, math.MaxInt64)
-	}
+		return err
+	})
 	r.cipherErr = err
 	finish(in, out, err)
 	return nil
@@ -54,11 +59,14 @@ func (r *run) decrypt(in, out *ring) error {
 
 // inflate turns the compressed stream into the tar.
 func (r *run) inflate(in, out *ring) error {
-	plain, err := inflate(r.format.compression, in)
-	if err == nil {
+	err := contain(func() error {
+		plain, err := r.inflater(r.format.compression, in)
+		if err != nil {
+			return err
+		}
 		r.stats.Bytes, err = out.pump(plain, nil, r.opts.MaxBytes)
-		err = errors.Join(err, plain.Close())
-	}
+		return errors.Join(err, plain.Close())
+	})
 	switch {
 	case err == nil:
 	case errors.Is(err, ErrTooLarge):
@@ -93,8 +101,12 @@ func (r *run) hash(in, out *ring) error {
 
 // unpack writes the tar below dir.
 func (r *run) unpack(ctx context.Context, in *ring, dir string) error {
-	st, err := untar.Extract(ctx, in, dir, untar.Options{
-		Mode: r.opts.Mode, MaxBytes: r.opts.MaxBytes, MaxEntries: r.opts.MaxEntries,
+	var st untar.Stats
+	err := contain(func() (err error) {
+		st, err = untar.Extract(ctx, in, dir, untar.Options{
+			Mode: r.opts.Mode, MaxBytes: r.opts.MaxBytes, MaxEntries: r.opts.MaxEntries,
+		})
+		return err
 	})
 	r.stats.Entries, r.stats.SkippedDevices, r.stats.SkippedXattrs = st.Entries, st.SkippedDevices, st.SkippedXattrs
 	if r.key == nil && err != nil && !errors.Is(err, ErrArchive) && !errors.Is(err, ErrTooLarge) {
