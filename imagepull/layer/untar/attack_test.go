@@ -286,3 +286,43 @@ func TestExtractStopsWithContext(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestExtractStopsWithContextInAHole: a sparse file of any size takes no byte of
+// the tar, so no failing read ends the work.
+func TestExtractStopsWithContextInAHole(t *testing.T) {
+	const size = 4 << 30
+	h := archive(t, ent{name: "f"})[:512]
+	h[156] = tar.TypeGNUSparse
+	copy(h[257:], "ustar  \x00")
+	clear(h[345:512])
+	number := func(at int, n int64) { copy(h[at:], fmt.Sprintf("%011o\x00", n)) }
+	number(386, size) // one fragment: nothing, at the end
+	number(398, 0)
+	number(483, size)
+	number(124, 0)
+	copy(h[148:], "        ")
+	sum := 0
+	for _, b := range h {
+		sum += int(b)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("why")
+	dir := t.TempDir()
+	_, err := Extract(ctx, reading{bytes.NewReader(h), func() { cancel(why) }}, dir, Options{Mode: Plain})
+	if !errors.Is(err, why) {
+		t.Errorf("got %v", err)
+	}
+	if st, err := os.Stat(dir + "/f"); err != nil || st.Size() != 0 {
+		t.Errorf("the file was finished: %v, %v", st, err)
+	}
+}
+
+// reading calls a function at each Read.
+type reading struct {
+	io.Reader
+	then func()
+}
+
+func (r reading) Read(p []byte) (int, error) { r.then(); return r.Reader.Read(p) }

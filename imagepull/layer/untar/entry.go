@@ -3,6 +3,7 @@ package untar
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +16,7 @@ import (
 const maxLink = 4095
 
 // entry unpacks one entry.
-func (x *extractor) entry(data io.Reader, hdr *tar.Header) error {
+func (x *extractor) entry(ctx context.Context, data io.Reader, hdr *tar.Header) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -47,7 +48,7 @@ func (x *extractor) entry(data io.Reader, hdr *tar.Header) error {
 	}
 	switch hdr.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
-		return failed("writing a file", x.file(d, base, data, hdr, a))
+		return failed("writing a file", x.file(ctx, d, base, data, hdr, a))
 	case tar.TypeDir:
 		return failed("making a directory", x.dir(d, base, a))
 	case tar.TypeSymlink:
@@ -73,7 +74,7 @@ func (x *extractor) place(d dir, base string, create func() error) error {
 	return create()
 }
 
-func (x *extractor) file(d dir, base string, data io.Reader, hdr *tar.Header, a attrs) (err error) {
+func (x *extractor) file(ctx context.Context, d dir, base string, data io.Reader, hdr *tar.Header, a attrs) (err error) {
 	if hdr.Size > x.opts.MaxBytes-x.bytes {
 		return fmt.Errorf("%w: files of more than %d bytes", ErrTooLarge, x.opts.MaxBytes)
 	}
@@ -90,7 +91,7 @@ func (x *extractor) file(d dir, base string, data io.Reader, hdr *tar.Header, a 
 	// Disks that report a full quota late do it here.
 	defer func() { err = errors.Join(err, unix.Close(fd)) }()
 	if isSparse(hdr) {
-		err = x.writeSparse(fd, data, hdr.Size)
+		err = x.writeSparse(ctx, fd, data, hdr.Size)
 	} else {
 		err = x.write(fd, data)
 	}
@@ -139,11 +140,15 @@ func isSparse(hdr *tar.Header) bool {
 	return false
 }
 
-// writeSparse writes data but leaves blocks of zeros out.
-func (x *extractor) writeSparse(fd int, data io.Reader, size int64) error {
+// writeSparse writes data but leaves blocks of zeros out. It watches ctx: a hole
+// of a terabyte is read without a byte of the tar.
+func (x *extractor) writeSparse(ctx context.Context, fd int, data io.Reader, size int64) error {
 	var zero [4096]byte
 	var at int64
 	for at < size {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		n, err := io.ReadFull(data, x.buf[:min(size-at, int64(len(x.buf)))])
 		if err != nil {
 			return fmt.Errorf("%w: sparse file: %w", ErrArchive, err)

@@ -129,7 +129,7 @@ func (x *extractor) archive(ctx context.Context, tr *tar.Reader) error {
 		if err := x.count(); err != nil {
 			return err
 		}
-		if err := x.entry(tr, hdr); err != nil {
+		if err := x.entry(ctx, tr, hdr); err != nil {
 			return fmt.Errorf("entry %d %q: %w", x.stats.Entries, podvm.Printable(hdr.Name, 256), err)
 		}
 	}
