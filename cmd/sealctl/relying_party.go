@@ -26,8 +26,9 @@ type relyingPartyOptions struct {
 
 // relyingPartyCommand is `sealctl relying-party`: a KBS with an attestation
 // service and its store in one process.
-func relyingPartyCommand() *cobra.Command {
-	var o relyingPartyOptions
+func relyingPartyCommand() *cobra.Command { return new(relyingPartyOptions).command() }
+
+func (o *relyingPartyOptions) command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "relying-party",
 		Short: "Verify pods and release keys and secrets to them (KBS)",
@@ -39,10 +40,13 @@ makes and shows once. It speaks the protocol of Trustee's KBS (0.4.0): Trustee's
 kbs-client works with it, and its guests do.
 
 It verifies AMD SEV-SNP and Intel TDX, under the roots of AMD and Intel, and
-"sample" evidence of pods without a TEE, to which it opens nothing as installed.
-The default policy affirms hardware whose reference values were set. The services
-of AMD and Intel are asked only when evidence needs them; without a way out, give
-files to --snp-vcek and --tdx-collateral.
+"sample" evidence of pods without a TEE. The services of AMD and Intel are asked
+only when evidence needs them; without a way out, give --snp-vcek a directory and
+--tdx-collateral a file.
+
+As installed it opens nothing to "sample", but every resource to every genuine
+SNP or TDX guest, whatever it runs: set reference values, and a resource policy
+that asks for "affirming", before resources are placed.
 
 Plain HTTP is served on loopback only, unless --insecure-http says otherwise.`,
 		Example: `  sealctl relying-party --store ./rp
