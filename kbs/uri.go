@@ -30,8 +30,9 @@ type URI struct{ plugin, authority, path, query string }
 // and ".." segments (also "%2e") are resolved, characters no URL may have are
 // percent-encoded, empty segments stay, the fragment is dropped.
 //
-// Stricter than the standard: a "/" must follow "kbs:", and user information,
-// text that is not UTF-8 and more than 8 KiB are refused.
+// Stricter than the standard: a "/" must follow "kbs:", and user information, a
+// plugin called "." or "..", text that is not UTF-8 and more than 8 KiB are
+// refused.
 //
 // Errors: ErrURI.
 // Source: guest-components attestation-agent/deps/resource_uri at 8246e5e0;
@@ -122,8 +123,11 @@ func pluginOf(scheme string) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("the scheme is not kbs or kbs+PLUGIN")
 	}
-	if plugin == "" {
+	switch plugin {
+	case "":
 		return "", fmt.Errorf("the plugin name is empty")
+	case ".", "..": // would be a segment of the path that is asked for
+		return "", fmt.Errorf("the plugin name is a dot segment")
 	}
 	for _, c := range []byte(plugin) {
 		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '+' && c != '-' && c != '.' {

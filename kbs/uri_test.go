@@ -65,6 +65,8 @@ func TestParseURIRefuses(t *testing.T) {
 		"scheme with a prefix":  "xkbs:///a",
 		"other separator":       "kbs-resource:///a",
 		"empty plugin":          "kbs+:///a",
+		"plugin of one dot":     "kbs+.:///a",
+		"plugin of two dots":    "kbs+..:///a",
 		"plugin with a space":   "kbs+a b:///a",
 		"plugin with a slash":   "kbs+a/b:///a",
 		"Kelvin sign as k":      "\u212abs:///a",
