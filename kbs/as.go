@@ -17,7 +17,7 @@ type ASClient struct{ web *web }
 
 // NewASClient checks the base URL and returns a client; it does not connect.
 func NewASClient(url string) (*ASClient, error) {
-	w, err := newWeb(url, defaultAgent, nil, requestTimeout)
+	w, err := newWeb("CoCo attestation service", url, defaultAgent, nil, requestTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -30,8 +30,8 @@ func (c *ASClient) Close() { c.web.transport.CloseIdleConnections() }
 // Token attests with evidence over empty report data, without devices and init
 // data, and returns the answer, a bare JWT, as it came.
 //
-// Errors: ErrUnauthorized when the service refuses (it says 500 for that),
-// ErrUnreachable, ErrProtocol, or what ev returned.
+// Errors: ErrUnauthorized when the service refuses (it says 500 for that, also
+// when it is at fault itself), ErrUnreachable, ErrProtocol, or what ev returned.
 // Source: guest-components attestation-agent/src/token/coco_as.rs at 8246e5e0.
 func (c *ASClient) Token(ctx context.Context, ev Evidencer) ([]byte, error) {
 	evidence, err := ev.Evidence(ctx, nil)
@@ -51,7 +51,12 @@ func (c *ASClient) Token(ctx context.Context, ev Evidencer) ([]byte, error) {
 	}
 	out, err := c.web.send(ctx, request{method: http.MethodPost, path: "/attestation", body: in, limit: maxToken})
 	var e *httpError
-	if errors.As(err, &e) {
+	switch {
+	case !errors.As(err, &e):
+	case e.status != http.StatusInternalServerError && e.status != http.StatusBadRequest &&
+		e.status != http.StatusUnauthorized && e.status != http.StatusForbidden:
+		err = c.web.unexpected(e)
+	default:
 		return nil, podvm.Explain(fmt.Errorf("attesting to %s: %w: %w", c.web.base, ErrUnauthorized, e),
 			fmt.Sprintf("the attestation service at %s refused the evidence (HTTP status %d)", c.web.base, e.status))
 	}

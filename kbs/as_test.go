@@ -49,6 +49,12 @@ func TestASTokenErrors(t *testing.T) {
 		cause  string
 	}{
 		"refused":   {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", 500) }, fakeTEE{}, ErrUnauthorized, "refused the evidence (HTTP status 500)"},
+		"elsewhere": {func(w http.ResponseWriter, _ *http.Request) { http.NotFound(w, nil) }, fakeTEE{}, ErrProtocol, "does not answer like a CoCo attestation service"},
+		"moved":     {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusFound) }, fakeTEE{}, ErrProtocol, "address of the CoCo attestation service"},
+		"overloaded": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusServiceUnavailable) }, fakeTEE{}, ErrUnreachable,
+			"the CoCo attestation service at http"},
+		"breaks off": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, fakeTEE{}, ErrUnreachable,
+			"CoCo attestation service not reachable at http"},
 		"not a JWT": {func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode("x") }, fakeTEE{}, ErrProtocol, "no JWT"},
 		"oversized": {func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, strings.Repeat("x", maxToken+1))
@@ -70,5 +76,10 @@ func TestASTokenErrors(t *testing.T) {
 	}
 	if _, err := NewASClient("nonsense"); err == nil {
 		t.Error("nonsense is no URL")
+	}
+	for _, url := range []string{"http://user:hush hush@as", "http://user:hush%zz@as", "http://user:hush@as"} {
+		if _, err := NewASClient(url); err == nil || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%v", err)
+		}
 	}
 }

@@ -71,7 +71,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	w, err := newWeb(cfg.URL, cfg.UserAgent, cfg.CertPEM, cfg.RequestTimeout)
+	w, err := newWeb("KBS", cfg.URL, cfg.UserAgent, cfg.CertPEM, cfg.RequestTimeout)
 	if err != nil {
 		return nil, err
 	}

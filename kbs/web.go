@@ -33,21 +33,22 @@ const requestTimeout = 60 * time.Second
 // redirects (a KBS has none, and following one would take evidence and tokens
 // to a place nobody configured). Connections are kept and shared.
 type web struct {
+	name      string // of the kind of server, for people
 	base      string // no trailing slash
 	agent     string
 	timeout   time.Duration
 	transport *http.Transport
 }
 
-// newWeb returns a client for base, an http or https URL. The certificates in
-// certPEM are trusted beside those of the system.
-func newWeb(base, agent string, certPEM []byte, timeout time.Duration) (*web, error) {
+// newWeb returns a client for base, an http or https URL of a server that people
+// call name. The certificates in certPEM are trusted beside those of the system.
+func newWeb(name, base, agent string, certPEM []byte, timeout time.Duration) (*web, error) {
 	u, err := url.Parse(base)
 	if err != nil {
-		return nil, fmt.Errorf("KBS URL %q: not a URL", podvm.Printable(base, 256))
+		return nil, fmt.Errorf("%s URL: not a URL", name) // which may hold a password
 	}
 	if (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return nil, fmt.Errorf("KBS URL %q: want http(s)://HOST[:PORT][/PATH]", podvm.Printable(u.Redacted(), 256))
+		return nil, fmt.Errorf("%s URL %q: want http(s)://HOST[:PORT][/PATH]", name, podvm.Printable(u.Redacted(), 256))
 	}
 	if timeout <= 0 {
 		timeout = requestTimeout
@@ -69,11 +70,11 @@ func newWeb(base, agent string, certPEM []byte, timeout time.Duration) (*web, er
 			roots = x509.NewCertPool()
 		}
 		if !roots.AppendCertsFromPEM(certPEM) {
-			return nil, errors.New("the KBS certificate holds no PEM certificate")
+			return nil, fmt.Errorf("the %s certificate holds no PEM certificate", name)
 		}
 		tr.TLSClientConfig.RootCAs = roots
 	}
-	return &web{base: strings.TrimRight(base, "/"), agent: agent, timeout: timeout, transport: tr}, nil
+	return &web{name: name, base: strings.TrimRight(base, "/"), agent: agent, timeout: timeout, transport: tr}, nil
 }
 
 // request is one exchange.
@@ -152,7 +153,7 @@ func (w *web) send(ctx context.Context, r request) ([]byte, error) {
 	body, err := podvm.ReadMax(resp.Body, r.limit)
 	if errors.Is(err, podvm.ErrTooLarge) {
 		return nil, podvm.Explain(fmt.Errorf("%w: reading the answer: %w", ErrProtocol, err),
-			fmt.Sprintf("the KBS at %s sent more than %d bytes", w.base, r.limit))
+			fmt.Sprintf("the %s at %s sent more than %d bytes", w.name, w.base, r.limit))
 	}
 	if err != nil {
 		return nil, w.unreachable(err)
@@ -207,7 +208,7 @@ func (w *web) unreachable(err error) error {
 		err = fmt.Errorf("%w: %w", errRetry, err)
 	}
 	return podvm.Explain(fmt.Errorf("%w: %w", ErrUnreachable, err),
-		fmt.Sprintf("KBS not reachable at %s: %s", w.base, why))
+		fmt.Sprintf("%s not reachable at %s: %s", w.name, w.base, why))
 }
 
 // unexpected maps the statuses that mean the same at every step.
@@ -215,14 +216,14 @@ func (w *web) unexpected(e *httpError) error {
 	switch {
 	case e.status == http.StatusTooManyRequests || e.status >= 500:
 		return podvm.Explain(fmt.Errorf("%w: %w: %w", ErrUnreachable, errRetry, e),
-			fmt.Sprintf("the KBS at %s, or a proxy before it, answered with HTTP status %d", w.base, e.status))
+			fmt.Sprintf("the %s at %s, or a proxy before it, answered with HTTP status %d", w.name, w.base, e.status))
 	case e.status >= 300 && e.status < 400:
 		return podvm.Explain(fmt.Errorf("%w: %w", ErrProtocol, e),
-			fmt.Sprintf("the server at %s redirects elsewhere; configure the address of the KBS itself", w.base))
+			fmt.Sprintf("the server at %s redirects elsewhere; configure the address of the %s itself", w.base, w.name))
 	case e.status == http.StatusNotFound || e.info == nil:
 		return podvm.Explain(fmt.Errorf("%w: %w", ErrProtocol, e),
-			fmt.Sprintf("the server at %s does not answer like a KBS (HTTP status %d); check the URL", w.base, e.status))
+			fmt.Sprintf("the server at %s does not answer like a %s (HTTP status %d); check the URL", w.base, w.name, e.status))
 	}
 	return podvm.Explain(fmt.Errorf("%w: %w", ErrProtocol, e),
-		fmt.Sprintf("the KBS at %s answered with HTTP status %d: %s", w.base, e.status, e.detail()))
+		fmt.Sprintf("the %s at %s answered with HTTP status %d: %s", w.name, w.base, e.status, e.detail()))
 }
