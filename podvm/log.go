@@ -9,27 +9,42 @@ import (
 
 // LogLevel turns a level name into a slog level. Accepted, in any case:
 // trace, debug, info, warn, error, off, as the RUST_LOG variable of the
-// programs Sealpod replaces has them. A filter list such as
-// "warn,attestation_agent=debug" takes its first plain word; other words are
-// target filters with no meaning here.
+// programs Sealpod replaces has them. There are no targets here: of a filter
+// list such as "warn,attestation_agent=debug" the first plain level counts, and
+// if there is none the level of the first target.
 func LogLevel(name string) (slog.Level, error) {
-	for _, word := range strings.Split(name, ",") {
-		switch strings.ToLower(strings.TrimSpace(word)) {
-		case "trace":
-			return slog.LevelDebug - 4, nil
-		case "debug":
-			return slog.LevelDebug, nil
-		case "info":
-			return slog.LevelInfo, nil
-		case "warn", "warning":
-			return slog.LevelWarn, nil
-		case "error":
-			return slog.LevelError, nil
-		case "off":
-			return slog.LevelError + 100, nil
+	words := strings.Split(name, ",")
+	for _, word := range words {
+		if l, ok := plainLevel(word); ok {
+			return l, nil
+		}
+	}
+	for _, word := range words {
+		if target, level, ok := strings.Cut(word, "="); ok && strings.TrimSpace(target) != "" {
+			if l, ok := plainLevel(level); ok {
+				return l, nil
+			}
 		}
 	}
 	return 0, fmt.Errorf("log level %q: want trace, debug, info, warn, error or off", Printable(name, 64))
+}
+
+func plainLevel(word string) (slog.Level, bool) {
+	switch strings.ToLower(strings.TrimSpace(word)) {
+	case "trace":
+		return slog.LevelDebug - 4, true
+	case "debug":
+		return slog.LevelDebug, true
+	case "info":
+		return slog.LevelInfo, true
+	case "warn", "warning":
+		return slog.LevelWarn, true
+	case "error":
+		return slog.LevelError, true
+	case "off":
+		return slog.LevelError + 100, true
+	}
+	return 0, false
 }
 
 // NewLogger returns a logger for the applet that writes to w. RUST_LOG of host

@@ -53,13 +53,18 @@ func TestExplain(t *testing.T) {
 }
 
 func TestLogLevel(t *testing.T) {
-	for in, want := range map[string]slog.Level{"info": 0, "WARN": 4, "warn,aa=debug": 4, "aa=debug,error": 8, "off": 108} {
+	for in, want := range map[string]slog.Level{
+		"info": 0, "WARN": 4, "warn,aa=debug": 4, "aa=debug,error": 8, "off": 108,
+		"attestation_agent=debug": -4, "a=loud, b = Warn": 4,
+	} {
 		if got, err := LogLevel(in); err != nil || got != want {
 			t.Errorf("%q: %v, %v", in, got, err)
 		}
 	}
-	if _, err := LogLevel("loud"); err == nil {
-		t.Error("loud accepted")
+	for _, in := range []string{"loud", "", ",", "a=loud", "=debug", "a=b=debug"} {
+		if _, err := LogLevel(in); err == nil {
+			t.Errorf("%q accepted", in)
+		}
 	}
 }
 
