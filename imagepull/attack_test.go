@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -364,6 +365,65 @@ func TestStalledConnectionsAreGivenUp(t *testing.T) {
 	_, err := m.puller(t).Pull(deadline(t), m.ref("a:1"), m.bundle("c"))
 	if !errors.Is(err, registry.ErrUnavailable) {
 		t.Errorf("Pull: %v", err)
+	}
+}
+
+// TestLoginThatNeverEnds: what the library reads of a login has no limit of its
+// own in time, nor has the answer to the first request in length.
+func TestLoginThatNeverEnds(t *testing.T) {
+	endless := func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			_, _ = w.Write(make([]byte, 4096))
+		}
+	}
+	m := newMachine(t)
+	m.deps.Stall = 50 * time.Millisecond
+	for name, hook := range map[string]func(w http.ResponseWriter, r *http.Request) bool{
+		"ping": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path == "/v2/" {
+				w.WriteHeader(http.StatusInternalServerError)
+				endless(w, r)
+			}
+			return r.URL.Path == "/v2/"
+		},
+		"token, at login": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path == "/token" {
+				_, _ = w.Write([]byte("{"))
+				_ = http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+				return true
+			}
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+m.Host+`/token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		},
+		"token, later": func() func(w http.ResponseWriter, r *http.Request) bool {
+			var logins atomic.Int32
+			return func(w http.ResponseWriter, r *http.Request) bool {
+				if r.URL.Path == "/token" && logins.Add(1) == 1 {
+					_, _ = w.Write([]byte(`{"token":"t"}`))
+					return true
+				}
+				if r.URL.Path == "/token" {
+					_, _ = w.Write([]byte("{"))
+					_ = http.NewResponseController(w).Flush()
+					<-r.Context().Done()
+					return true
+				}
+				w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+m.Host+`/token"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return true
+			}
+		}(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			m.Hook(hook)
+			_, err := m.puller(t).Pull(deadline(t), m.ref("a:1"), m.bundle("c"))
+			if !errors.Is(err, registry.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Pull: %v", err)
+			}
+			m.wantNothingLeft(t)
+		})
 	}
 }
 

@@ -15,6 +15,14 @@ import (
 // errStalled says that a peer sent nothing for too long.
 var errStalled = errors.New("the connection stalled")
 
+// stalled returns errStalled in place of err when that is why ctx has ended.
+func stalled(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), errStalled) {
+		return errStalled
+	}
+	return err
+}
+
 // stallBody cancels the request of a body when one Read takes longer than
 // limit. Time the reader spends elsewhere does not count.
 type stallBody struct {

@@ -24,6 +24,7 @@ const (
 	connectTimeout = 10 * time.Second // TCP, and again TLS
 	headerTimeout  = 30 * time.Second // request sent to response headers
 	stallTimeout   = 30 * time.Second // between two reads of a body
+	maxStalls      = 4                // stallTimeouts until headers are there, with redirects and logins on the way
 	maxHeader      = 64 << 10         // bytes of response headers
 	readBuffer     = 64 << 10         // bytes per connection
 	maxRedirects   = 5
@@ -166,9 +167,12 @@ func (c *Client) Open(ctx context.Context, cand Candidate, cred Credentials) (*R
 	bottom := transport.NewUserAgent(&schemeGuard{next: c.base, host: reg.RegistryStr(), plain: cand.Insecure}, "sealpod/"+podvm.Version())
 	r.anonymous = &http.Client{Transport: bottom, CheckRedirect: checkRedirect}
 	err = r.retry(ctx, "logging in", func() error {
+		// ggcr reads the answers to their ends, however long those take.
+		ctx, cancel := context.WithTimeoutCause(ctx, maxStalls*c.opts.Stall, errStalled)
+		defer cancel()
 		rt, err := transport.NewWithContext(ctx, reg, auth, bottom, []string{"repository:" + ref.Repository + ":pull"})
 		if err != nil {
-			return normalize(err, 0)
+			return normalize(stalled(ctx, err), 0)
 		}
 		r.http = &http.Client{Transport: rt, CheckRedirect: checkRedirect}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -177,8 +178,12 @@ func (r *Repository) get(ctx context.Context, client *http.Client, url string, h
 	for k, v := range header {
 		req.Header[k] = v
 	}
+	// The limits of the transport hold for one request; here may be several.
+	timer := time.AfterFunc(maxStalls*r.opts.Stall, func() { cancel(errStalled) })
 	resp, err := client.Do(req)
+	timer.Stop()
 	if err != nil {
+		err = stalled(ctx, err)
 		cancel(nil)
 		return nil, normalize(err, 0)
 	}
