@@ -75,7 +75,8 @@ snp_closed if {
 
 # tdx: the firmware is in MRTD, what it started in RTMR 1 and 2. 3 when kernel
 # and command line are known by themselves too, as with direct boot; 4 when only
-# the registers are, as behind a boot loader.
+# the registers are, as behind a boot loader. Events of other registers do not
+# count: RTMR 3 is extended by whatever runs in the guest.
 
 executables := 3 if {
 	tdx_boot_listed
@@ -88,8 +89,13 @@ tdx_boot_listed if {
 	listed("rtmr_2", input.tdx.quote.body.rtmr_2)
 }
 
-tdx_kernel_same if {
+tdx_boot_events contains event if {
 	some event in input.tdx.uefi_event_logs
+	event.index in {2, 3} # RTMR 1 and 2
+}
+
+tdx_kernel_same if {
+	some event in tdx_boot_events
 	event.type_name == "EV_EFI_BOOT_SERVICES_APPLICATION"
 	"File(kernel)" in event.details.device_paths
 	some d in event.digests
@@ -97,7 +103,7 @@ tdx_kernel_same if {
 }
 
 tdx_command_line_same if {
-	some event in input.tdx.uefi_event_logs
+	some event in tdx_boot_events
 	event.type_name == "EV_EVENT_TAG"
 	event.details.string == "LOADED_IMAGE::LoadOptions"
 	some d in event.digests

@@ -14,9 +14,9 @@ const (
 	tdxInput = `{"tdx":{"quote":{"header":{"tee_type":"81000000","vendor_id":"939a7233f79c4ca9940a0db3957f0607"},
 		"body":{"mr_td":"bb","rtmr_1":"11","rtmr_2":"22","xfam":"e7"}},"td_attributes":{"debug":false},
 		"tcb_status":"UpToDate","collateral_expiration_status":"0","uefi_event_logs":[
-		{"type_name":"EV_EFI_BOOT_SERVICES_APPLICATION","digests":[{"alg":"SHA-384","digest":"0a"}],"details":{"device_paths":["PciRoot","File(kernel)"]}},
-		{"type_name":"EV_EVENT_TAG","digests":[{"alg":"SHA-384","digest":"0b"}],"details":{"string":"LOADED_IMAGE::LoadOptions"}},
-		{"type_name":"EV_SEPARATOR","digests":[{"alg":"SHA-384","digest":"0c"}],"details":{}}]},"report_data":"x","init_data":"y"}`
+		{"index":2,"type_name":"EV_EFI_BOOT_SERVICES_APPLICATION","digests":[{"alg":"SHA-384","digest":"0a"}],"details":{"device_paths":["PciRoot","File(kernel)"]}},
+		{"index":3,"type_name":"EV_EVENT_TAG","digests":[{"alg":"SHA-384","digest":"0b"}],"details":{"string":"LOADED_IMAGE::LoadOptions"}},
+		{"index":3,"type_name":"EV_SEPARATOR","digests":[{"alg":"SHA-384","digest":"0c"}],"details":{}}]},"report_data":"x","init_data":"y"}`
 	snpValues = `{"snp_launch_measurement":["00","aa"],"snp_bootloader":[4],"snp_microcode":[213],"snp_snp_svn":[21,22],
 		"snp_tee_svn":[0],"snp_smt_enabled":true,"snp_tsme_enabled":false,"snp_guest_abi_major":0,"snp_guest_abi_minor":31,
 		"snp_single_socket":false,"snp_smt_allowed":true}`
@@ -92,12 +92,15 @@ func TestDefaultCPUPolicyOnHardware(t *testing.T) {
 			`LOADED_IMAGE::LoadOptions->LOADED_IMAGE::Other`: {4, 2, 2, Affirming},
 			`EV_EVENT_TAG->EV_IPL`:                           {4, 2, 2, Affirming},
 			`EV_EFI_BOOT_SERVICES_APPLICATION->EV_IPL`:       {4, 2, 2, Affirming},
-			`"tdvfkernel":"0a"->"tdvfkernel":["0a"]`:         {4, 2, 2, Affirming},
-			`"mr_td":"bb"->"mr_td":"bc"`:                     {3, 97, 2, Contraindicated},
-			`81000000->00000000`:                             {3, 97, 2, Contraindicated},
-			`939a7233->939a7234`:                             {3, 97, 2, Contraindicated},
-			`UpToDate->OutOfDate`:                            {3, 97, 2, Contraindicated},
-			`UpToDate->SWHardeningNeeded`:                    {3, 97, 2, Contraindicated},
+			// what the guest may extend when it runs
+			`"index":2->"index":4`:                   {4, 2, 2, Affirming},
+			`"index":3->"index":4`:                   {4, 2, 2, Affirming},
+			`"tdvfkernel":"0a"->"tdvfkernel":["0a"]`: {4, 2, 2, Affirming},
+			`"mr_td":"bb"->"mr_td":"bc"`:             {3, 97, 2, Contraindicated},
+			`81000000->00000000`:                     {3, 97, 2, Contraindicated},
+			`939a7233->939a7234`:                     {3, 97, 2, Contraindicated},
+			`UpToDate->OutOfDate`:                    {3, 97, 2, Contraindicated},
+			`UpToDate->SWHardeningNeeded`:            {3, 97, 2, Contraindicated},
 			`"collateral_expiration_status":"0"->"collateral_expiration_status":"1"`: {3, 97, 2, Contraindicated},
 			`"collateral_expiration_status":"0"->"collateral_expiration_status":0`:   {3, 97, 2, Contraindicated},
 			`"debug":false->"debug":true`:                                            {3, 2, 36, Warning},

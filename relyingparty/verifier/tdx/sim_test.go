@@ -186,11 +186,15 @@ func sign(t testing.TB, key *ecdsa.PrivateKey, message []byte) []byte {
 	return out
 }
 
+// intelQE is the vendor id of Intel's quoting enclaves.
+var intelQE = []byte{0x93, 0x9A, 0x72, 0x33, 0xF7, 0x9C, 0x4C, 0xA9, 0x94, 0x0A, 0x0D, 0xB3, 0x95, 0x7F, 0x06, 0x07}
+
 func (s *simulator) quote(m model) []byte {
 	s.t.Helper()
 	header := le.AppendUint16(nil, m.version)
 	header = le.AppendUint16(header, keyP256)
-	header = append(le.AppendUint32(header, m.tee), make([]byte, 40)...)
+	header = append(le.AppendUint32(header, m.tee), make([]byte, 4)...)
+	header = append(append(header, intelQE...), make([]byte, 20)...)
 	body := make([]byte, bodySize10)
 	copy(body, m.svn)
 	if m.debug {
