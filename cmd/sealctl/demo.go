@@ -28,7 +28,7 @@ and no TEE, and leaves nothing behind.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !asJSON {
 				o.Text = cmd.OutOrStdout()
-				o.Color = term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("NO_COLOR") == ""
+				o.Color = term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 			}
 			report, err := demo.Run(cmd.Context(), o)
 			if asJSON {

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -38,8 +39,11 @@ type Options struct {
 func Run(ctx context.Context, o Options) (*Report, error) {
 	began := time.Now()
 	t := &teller{report: &Report{Steps: []Step{}, Refusals: []Refusal{}}}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer watchSignals(cancel)()
 	if o.Text != nil {
-		t.out = &printer{w: o.Text, color: o.Color}
+		t.out = &printer{w: o.Text, color: o.Color, broken: cancel}
 	}
 	sealpod, err := findSealpod(o.Sealpod)
 	if err != nil {
@@ -57,12 +61,38 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		err = errors.Join(err, os.RemoveAll(dir))
 	}
 	t.report.DurationMS = ms(time.Since(began))
-	t.report.OK = err == nil && t.good
-	if t.report.OK {
+	if err == nil && t.good {
 		t.out.line("\n%s Done in %.1f s: %d steps, %d refusals, %d attestation.", t.out.ok(), time.Since(began).Seconds(),
 			len(t.report.Steps), len(t.report.Refusals), t.report.Attestations)
 	}
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		err = errors.Join(cause, err)
+	}
+	t.report.OK = err == nil && t.good
 	return t.report, err
+}
+
+// watchSignals keeps a reader that went away (as in "| head") and a terminal
+// that closed from ending the process before it has cleaned up: the first
+// becomes an error of the write, the second of the demo. The result undoes it.
+func watchSignals(cancel context.CancelCauseFunc) (stop func()) {
+	pipe, hangup, done := make(chan os.Signal, 1), make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(pipe, syscall.SIGPIPE)
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		signal.Notify(hangup, syscall.SIGHUP)
+	}
+	go func() {
+		defer close(done)
+		if _, ok := <-hangup; ok {
+			cancel(errors.New("the terminal hung up"))
+		}
+	}()
+	return func() {
+		signal.Stop(pipe)
+		signal.Stop(hangup)
+		close(hangup)
+		<-done
+	}
 }
 
 // tell is the story, top to bottom. It leaves nothing running or mounted.
@@ -137,7 +167,7 @@ func tell(ctx context.Context, t *teller, o Options, sealpod, dir string) (err e
 	}); err != nil {
 		return err
 	}
-	if err := t.step("pull", "Attested, then pulled, verified, decrypted, unpacked", func() (note, error) {
+	if err := t.step("pull", "Attested, then pulled, verified, decrypted, unpacked", func() (n note, err error) {
 		bundle, digest, err := p.pull(ctx, sealed.ref, "app")
 		if err != nil {
 			return note{}, err

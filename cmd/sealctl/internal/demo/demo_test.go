@@ -5,14 +5,19 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/sealpod/sealpod/podvm/rpc"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // tempFiles lists what demos would leave in the temporary directory.
@@ -104,6 +109,74 @@ func TestInterruptedDemoLeavesNothing(t *testing.T) {
 				t.Errorf("mounts changed: %s", d)
 			}
 		})
+	}
+}
+
+// leavingReader is a writer whose reader leaves at a word.
+type leavingReader struct{ word string }
+
+func (l leavingReader) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(l.word)) {
+		return 0, syscall.EPIPE
+	}
+	return len(p), nil
+}
+
+func TestDemoWithoutAnAudience(t *testing.T) {
+	binary := sealpod(t)
+	hangUp := func() {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Error(err)
+		}
+	}
+	for name, test := range map[string]struct {
+		text io.Writer
+		want string
+	}{
+		"reader left":     {leavingReader{"Three daemons"}, "broken pipe"},
+		"left at the end": {leavingReader{"Done in"}, "broken pipe"},
+		"hang-up":         {cancelAt{"Registry started", hangUp}, "hung up"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("TMPDIR", t.TempDir())
+			before := mounts(t)
+			report, err := Run(t.Context(), Options{Sealpod: binary, Text: test.text})
+			if err == nil || !strings.Contains(err.Error(), test.want) || report.OK {
+				t.Errorf("ok %v, error %v", report.OK, err)
+			}
+			if left := tempFiles(t); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+			if d := cmp.Diff(before, mounts(t)); d != "" {
+				t.Errorf("mounts changed: %s", d)
+			}
+		})
+	}
+}
+
+// TestStoppedPodHasNothingMounted holds for a pull whose caller went away when
+// the rootfs was mounted already.
+func TestStoppedPodHasNothingMounted(t *testing.T) {
+	testenv.Root(t)
+	before := mounts(t)
+	dir := t.TempDir()
+	g, err := newGuest(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rootfs := filepath.Join(g.bundles, "app", "rootfs")
+	if err := os.MkdirAll(rootfs, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", rootfs, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	p := &pod{guest: g, hub: rpc.NewClient(g.cdhSock, time.Second)}
+	if err := p.stop(); err != nil {
+		t.Error(err)
+	}
+	if d := cmp.Diff(before, mounts(t)); d != "" {
+		t.Errorf("mounts changed: %s", d)
 	}
 }
 

@@ -64,11 +64,17 @@ func startPod(ctx context.Context, sealpod string, g *guest) (*pod, error) {
 	return p, nil
 }
 
-// stop ends the daemons, the last started first.
+// stop ends the daemons, the last started first, and then unmounts what a pull
+// has mounted whose answer nobody waited for.
 func (p *pod) stop() error {
 	errs := []error{p.hub.Close()}
 	for i := len(p.procs) - 1; i >= 0; i-- {
 		errs = append(errs, p.procs[i].stop())
+	}
+	bundles, err := os.ReadDir(p.bundles)
+	errs = append(errs, err)
+	for _, b := range bundles {
+		errs = append(errs, unmount(filepath.Join(p.bundles, b.Name())))
 	}
 	return errors.Join(errs...)
 }

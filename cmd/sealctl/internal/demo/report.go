@@ -52,8 +52,9 @@ func ms(d time.Duration) float64 {
 
 // printer shows the story as it goes on. A nil printer shows nothing.
 type printer struct {
-	w     io.Writer
-	color bool
+	w      io.Writer
+	color  bool
+	broken func(error) // told when w cannot be written to
 }
 
 const textWidth = 76
@@ -66,14 +67,17 @@ func (p *printer) style(code, s string) string {
 }
 
 func (p *printer) line(format string, args ...any) {
-	if p != nil {
-		fmt.Fprintf(p.w, format+"\n", args...)
+	if p == nil {
+		return
+	}
+	if _, err := fmt.Fprintf(p.w, format+"\n", args...); err != nil {
+		p.broken(fmt.Errorf("telling the story: %w", err))
 	}
 }
 
 func (p *printer) chapter(title string) {
 	if p != nil {
-		fmt.Fprintf(p.w, "\n%s\n", p.style("1", title))
+		p.line("\n%s", p.style("1", title))
 	}
 }
 
@@ -88,9 +92,9 @@ func (p *printer) row(mark, title, detail string, d time.Duration) {
 		dur = fmt.Sprintf("%.1f ms", ms(d))
 	}
 	gap := max(2, textWidth-4-len([]rune(title))-len(dur))
-	fmt.Fprintf(p.w, "  %s %s%s%s\n", mark, title, strings.Repeat(" ", gap), p.style("2", dur))
+	p.line("  %s %s%s%s", mark, title, strings.Repeat(" ", gap), p.style("2", dur))
 	for _, l := range wrap(detail, textWidth-6) {
-		fmt.Fprintf(p.w, "      %s\n", p.style("2", l))
+		p.line("      %s", p.style("2", l))
 	}
 }
 
