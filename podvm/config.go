@@ -179,9 +179,24 @@ func lineAt(raw []byte, offset int64) int {
 	return 1 + bytes.Count(raw[:min(int64(len(raw)), offset)], []byte("\n"))
 }
 
+// lineCounter tells the lines of offsets that do not go down, in one pass.
+type lineCounter struct {
+	raw      []byte
+	at, line int
+}
+
+func (c *lineCounter) lineAt(offset int) int {
+	if offset > c.at {
+		c.line += bytes.Count(c.raw[c.at:offset], []byte("\n"))
+		c.at = offset
+	}
+	return 1 + c.line
+}
+
 // tomlLines maps each dotted key of a valid TOML document to its line.
 func tomlLines(raw []byte) map[string]int {
 	at := map[string]int{}
+	count := lineCounter{raw: raw}
 	var p unstable.Parser
 	p.Reset(raw)
 	table := ""
@@ -198,7 +213,7 @@ func tomlLines(raw []byte) map[string]int {
 		for it := e.Key(); it.Next(); {
 			n := it.Node()
 			if line == 0 {
-				line = p.Shape(n.Raw).Start.Line
+				line = count.lineAt(int(n.Raw.Offset))
 			}
 			path = join(path, string(n.Data))
 			if _, seen := at[path]; !seen {
@@ -215,6 +230,7 @@ func tomlLines(raw []byte) map[string]int {
 // jsonLines maps each dotted key of a valid JSON document to its line.
 func jsonLines(raw []byte) map[string]int {
 	at := map[string]int{}
+	count := lineCounter{raw: raw}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	var walk func(path string)
 	walk = func(path string) {
@@ -231,7 +247,7 @@ func jsonLines(raw []byte) map[string]int {
 				}
 				name := join(path, fmt.Sprint(k))
 				if _, seen := at[name]; !seen {
-					at[name] = lineAt(raw, d.InputOffset())
+					at[name] = count.lineAt(int(d.InputOffset()))
 				}
 				walk(name)
 			}

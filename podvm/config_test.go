@@ -2,6 +2,7 @@ package podvm
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -121,4 +122,31 @@ func FuzzDecodeConfig(f *testing.F) {
 			t.Fatal("warnings beside an error")
 		}
 	})
+}
+
+// Lines are counted on from key to key.
+func TestLinesOfManyUnknownKeys(t *testing.T) {
+	const n = 2_000
+	var inTOML, inJSON strings.Builder
+	inJSON.WriteString("{")
+	for i := range n {
+		fmt.Fprintf(&inTOML, "key_%d = 1\n", i)
+		fmt.Fprintf(&inJSON, "\n\"key_%d\": 1,", i)
+	}
+	inJSON.WriteString("\n\"last\": 1}")
+	for format, text := range map[string]string{"toml": inTOML.String(), "json": inJSON.String()} {
+		got, err := DecodeConfig([]byte(text), format, &struct{}{})
+		if err != nil || len(got) < n {
+			t.Fatalf("%s: %d keys, %v", format, len(got), err)
+		}
+		first := 1
+		if format == "json" {
+			first = 2
+		}
+		for i := range n {
+			if want := fmt.Sprintf("key_%d", i); got[i].Line != first+i || got[i].Key != want {
+				t.Fatalf("%s: %v, want %s in line %d", format, got[i], want, first+i)
+			}
+		}
+	}
 }
