@@ -24,12 +24,6 @@ import (
 // Source: cosign specs/SIGNATURE_SPEC.md at v2.6.5.
 const signatureType = types.MediaType("application/vnd.dev.cosign.simplesigning.v1+json")
 
-// Caps on what is read back from a `.sig` image; the guest has the same.
-const (
-	maxSignatures = 256
-	maxPayload    = 64 << 10
-)
-
 // ErrTooMany says that an image has as many signatures as guests look at.
 var ErrTooMany = errors.New("too many signatures")
 
@@ -102,8 +96,12 @@ func sign(ctx context.Context, p place, o SignOptions) (SignResult, error) {
 			return res, nil
 		}
 	}
-	if len(have) >= maxSignatures {
-		return SignResult{}, fmt.Errorf("%w: %s has %d, guests look at no more; remove old ones", ErrTooMany, res.Tag, len(have))
+	m, err := base.Manifest()
+	if err != nil {
+		return SignResult{}, fmt.Errorf("reading the signatures: %w", err)
+	}
+	if n := len(m.Layers); n >= policy.MaxSignatures {
+		return SignResult{}, fmt.Errorf("%w: %s has %d entries, guests look at no more; remove old ones", ErrTooMany, res.Tag, n)
 	}
 	raw, err := o.Signer.key.SignMessage(bytes.NewReader(body))
 	if err != nil {
@@ -160,7 +158,7 @@ func makePayload(p place, digest v1.Hash, o SignOptions) ([]byte, string, error)
 	if err != nil {
 		return nil, "", fmt.Errorf("encoding the payload: %w", err)
 	}
-	if len(body) > maxPayload {
+	if len(body) > policy.MaxPayload {
 		return nil, "", fmt.Errorf("the payload with its annotations: %w: %d bytes", podvm.ErrTooLarge, len(body))
 	}
 	return body, repo, nil

@@ -13,12 +13,16 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	ggcrstatic "github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/sigstore/cosign/v2/pkg/cosign"
 	cosignmutate "github.com/sigstore/cosign/v2/pkg/oci/mutate"
@@ -300,12 +304,37 @@ func TestSignRefuses(t *testing.T) {
 		"a name that is none":     {SignOptions{Image: "oci:" + dir + ":a", Identity: "A B"}, ErrReference},
 		"no such image":           {SignOptions{Image: "oci:" + dir + ":b", Identity: "quay.io/a/b"}, ErrNotFound},
 		"no image at all":         {SignOptions{Image: "oci:"}, ErrReference},
-		"a huge annotation":       {SignOptions{Image: "oci:" + dir + ":a", Identity: "quay.io/a/b", Annotations: map[string]string{"a": strings.Repeat("x", maxPayload)}}, podvm.ErrTooLarge},
+		"a huge annotation":       {SignOptions{Image: "oci:" + dir + ":a", Identity: "quay.io/a/b", Annotations: map[string]string{"a": strings.Repeat("x", policy.MaxPayload)}}, podvm.ErrTooLarge},
 	} {
 		tt.o.Signer = s
 		if _, err := Sign(t.Context(), tt.o); !errors.Is(err, tt.is) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestSignDoesNotLockGuestsOut: a guest refuses a signature manifest with too
+// many entries as a whole, whatever they are.
+func TestSignDoesNotLockGuestsOut(t *testing.T) {
+	dir := t.TempDir()
+	if err := (layoutPlace{dir: dir, tag: "a"}).write(t.Context(), entity{image: newImage(t, types.OCIManifestSchema1, "amd64", ociTar)}); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := newSigner(t, "P-256")
+	o := SignOptions{Image: "oci:" + dir + ":a", Signer: s, Identity: "quay.io/a/b"}
+	res, err := Sign(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := mutate.AppendLayers(empty.Image, slices.Repeat([]v1.Layer{ggcrstatic.NewLayer([]byte("x"), types.OCILayer)}, policy.MaxSignatures)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (layoutPlace{dir: dir}).writeTag(t.Context(), res.Tag, foreign); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Sign(t.Context(), o); !errors.Is(err, ErrTooMany) {
+		t.Errorf("%v", err)
 	}
 }
 

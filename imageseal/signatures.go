@@ -22,12 +22,12 @@ func readSignatures(img v1.Image) ([]policy.Signature, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the signatures: %w", err)
 	}
-	if len(m.Layers) > maxSignatures {
+	if len(m.Layers) > policy.MaxSignatures {
 		return nil, fmt.Errorf("%w: %d", ErrTooMany, len(m.Layers))
 	}
 	var out []policy.Signature
 	for _, d := range m.Layers {
-		if d.MediaType != signatureType || d.Annotations[static.SignatureAnnotationKey] == "" || d.Size > maxPayload {
+		if d.MediaType != signatureType || d.Annotations[static.SignatureAnnotationKey] == "" || d.Size > policy.MaxPayload {
 			continue
 		}
 		body, err := readBlob(img, d)
@@ -49,7 +49,7 @@ func readBlob(img v1.Image, d v1.Descriptor) (body []byte, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	if body, err = podvm.ReadMax(r, maxPayload); err != nil {
+	if body, err = podvm.ReadMax(r, policy.MaxPayload); err != nil {
 		return nil, err
 	}
 	if hexDigest(body) != d.Digest.Hex {

@@ -41,7 +41,7 @@ func TestAttacks(t *testing.T) {
 		"an empty payload":                    {[]Signature{signed("")}, "is for another image"},
 		"a payload without a name":            {[]Signature{key.sign(payloadFor("", digestA, cosignType), sha256)}, "malformed"},
 		"a name that is no name":              {[]Signature{key.sign(payloadFor("quay.io/acme/app\x00\n", digestA, cosignType), sha256)}, "malformed"},
-		"a huge payload":                      {[]Signature{key.sign(append(payloadFor("quay.io/acme/app", digestA, cosignType), strings.Repeat(" ", maxPayload)...), sha256)}, "too large to look at"},
+		"a huge payload":                      {[]Signature{key.sign(append(payloadFor("quay.io/acme/app", digestA, cosignType), strings.Repeat(" ", MaxPayload)...), sha256)}, "too large to look at"},
 		"a huge signature":                    {[]Signature{{Payload: good.Payload, Base64Sig: strings.Repeat("A", maxBase64Sig+1)}}, "too large to look at"},
 		"a signature not in base64":           {[]Signature{{Payload: good.Payload, Base64Sig: "!!"}}, "no signature of"},
 		"an empty signature":                  {[]Signature{{Payload: good.Payload}}, "no signature of"},
@@ -109,12 +109,12 @@ func TestAttackFloodOfSignatures(t *testing.T) {
 	p := parsed(t, sigstore(`"keyData":`+j(key.pub)))
 	foreign := thief.claim("quay.io/acme/app", digestA)
 	var flood []Signature
-	for range maxSignatures - 1 {
+	for range MaxSignatures - 1 {
 		flood = append(flood, foreign)
 	}
 	flood = append(flood, key.claim("quay.io/acme/app", digestA))
 	if d, err := p.Check(t.Context(), testImage, given(flood...)); err != nil || !d.Allowed {
-		t.Errorf("the last of %d: %+v, %v", maxSignatures, d, err)
+		t.Errorf("the last of %d: %+v, %v", MaxSignatures, d, err)
 	}
 	_, err := p.Check(t.Context(), testImage, given(append(flood, foreign)...))
 	if !errors.Is(err, ErrRejected) || !strings.Contains(podvm.Cause(err), "257 signatures") {

@@ -13,13 +13,15 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// Caps on what a registry may make us look at. A cosign payload is about 250
-// bytes plus the signer's own annotations, a signature at most 512.
+// Caps on what a registry may make us look at, also for those who fetch or make
+// signatures. A cosign payload is about 250 bytes plus the signer's own
+// annotations, a signature at most 512.
 const (
-	maxKeys       = 32
-	maxSignatures = 256
-	maxPayload    = 64 << 10
-	maxBase64Sig  = 8 << 10
+	MaxSignatures = 256      // entries of one signature manifest, of any kind
+	MaxPayload    = 64 << 10 // bytes of one payload
+
+	maxKeys      = 32
+	maxBase64Sig = 8 << 10
 )
 
 // sigstoreSigned wants a signature by any one of its keys.
@@ -117,8 +119,8 @@ func (r *sigstoreSigned) allows(ctx context.Context, img Image, src Sources) (st
 		if err != nil {
 			return "", because(err, "the signatures of %s could not be fetched", img.TopDigest)
 		}
-		if len(sigs) > maxSignatures {
-			return "", denied("%d signatures on %s, at most %d are looked at", len(sigs), img.TopDigest, maxSignatures)
+		if len(sigs) > MaxSignatures {
+			return "", denied("%d signatures on %s, at most %d are looked at", len(sigs), img.TopDigest, MaxSignatures)
 		}
 		for _, sig := range sigs {
 			if err := ctx.Err(); err != nil {
@@ -135,7 +137,7 @@ func (r *sigstoreSigned) allows(ctx context.Context, img Image, src Sources) (st
 // signedBy reports whether this one signature satisfies everything: the key,
 // the digest, the type and the identity. No part may come from another one.
 func (r *sigstoreSigned) signedBy(ctx context.Context, v signatureVerifier, sig Signature, digest v1.Hash, img Image, why *verdict) bool {
-	if len(sig.Payload) > maxPayload || len(sig.Base64Sig) > maxBase64Sig {
+	if len(sig.Payload) > MaxPayload || len(sig.Base64Sig) > maxBase64Sig {
 		why.add(stageForm, nil, "a signature of %s is too large to look at", img.TopDigest)
 		return false
 	}

@@ -8,12 +8,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/sealpod/sealpod/imagepull/policy"
 	"github.com/sealpod/sealpod/imagepull/registry/registrytest"
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -49,7 +51,7 @@ func TestSignatures(t *testing.T) {
 	unsigned := signature(t, `{"critical":2}`, simpleSigning)
 	unsigned.Annotations = nil
 	tampered := signature(t, `{"critical":3}`, simpleSigning)
-	large := signature(t, strings.Repeat("x", maxPayload+1), simpleSigning)
+	large := signature(t, strings.Repeat("x", policy.MaxPayload+1), simpleSigning)
 	foreign := signature(t, `{"critical":4}`, "application/vnd.dsse.envelope.v1+json")
 	s.Push(t, "a", "sha256-"+hex64+".sig", registrytest.NewImage(foreign, unsigned, tampered, large, good))
 	s.Hook(func(w http.ResponseWriter, r *http.Request) bool {
@@ -63,6 +65,18 @@ func TestSignatures(t *testing.T) {
 	got, err := r.Signatures(t.Context(), digest1)
 	if err != nil || len(got) != 1 || string(got[0].Payload) != string(good.Blob) || got[0].Base64Sig != "c2ln" {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestAsManySignaturesAsThePolicyLooksAt(t *testing.T) {
+	s := registrytest.New(t)
+	layers := make([]registrytest.Layer, policy.MaxSignatures)
+	for i := range layers {
+		layers[i] = signature(t, strconv.Itoa(i), simpleSigning)
+	}
+	s.Push(t, "a", "sha256-"+hex64+".sig", registrytest.NewImage(layers...))
+	if got, err := newRepository(t, s, "a:1").Signatures(t.Context(), digest1); err != nil || len(got) != len(layers) {
+		t.Errorf("%d of %d, %v", len(got), len(layers), err)
 	}
 }
 
@@ -84,7 +98,7 @@ func TestSignatureTagThatCannotBeReadIsAnError(t *testing.T) {
 		"not JSON": {"<html>", 200, ErrManifest},
 		"index":    {`{"schemaVersion":2,"manifests":[]}`, 200, ErrManifest},
 		"too many": {fmt.Sprintf(`{"schemaVersion":2,"config":{"digest":%q,"size":1},"layers":[%s]}`, digest1,
-			strings.TrimSuffix(strings.Repeat(fmt.Sprintf(`{"digest":%q,"size":1},`, digest1), maxSignatures+1), ",")), 200, podvm.ErrTooLarge},
+			strings.TrimSuffix(strings.Repeat(fmt.Sprintf(`{"digest":%q,"size":1},`, digest1), policy.MaxSignatures+1), ",")), 200, podvm.ErrTooLarge},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := registrytest.New(t)

@@ -9,12 +9,6 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// Caps on what hangs under a signature tag.
-const (
-	maxSignatures = 64
-	maxPayload    = 64 << 10 // bytes; a simple-signing payload has some 250
-)
-
 // Source: sigstore/cosign v2.6.5 pkg/types and pkg/oci/static.
 const (
 	simpleSigning       = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -55,8 +49,8 @@ func (r *Repository) signatures(ctx context.Context, digest string) ([]policy.Si
 	if err != nil {
 		return nil, err
 	}
-	if len(m.Layers) > maxSignatures {
-		return nil, fmt.Errorf("%w: %d signatures, at most %d are read", podvm.ErrTooLarge, len(m.Layers), maxSignatures)
+	if len(m.Layers) > policy.MaxSignatures {
+		return nil, fmt.Errorf("%w: %d signatures, at most %d are read", podvm.ErrTooLarge, len(m.Layers), policy.MaxSignatures)
 	}
 	var sigs []policy.Signature
 	for _, l := range m.Layers {
@@ -66,7 +60,7 @@ func (r *Repository) signatures(ctx context.Context, digest string) ([]policy.Si
 				"type", podvm.Printable(l.MediaType, 128))
 			continue
 		}
-		payload, err := r.small(ctx, l, maxPayload)
+		payload, err := r.small(ctx, l, policy.MaxPayload)
 		if errors.Is(err, ErrDigest) || errors.Is(err, ErrTruncated) || errors.Is(err, podvm.ErrTooLarge) {
 			r.log.Warn("Signature payload ignored", "image", r.ref.String(), "digest", l.Digest, "err", err)
 			continue
