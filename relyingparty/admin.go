@@ -27,6 +27,7 @@ const adminDigest = "admin-token.sha256"
 var (
 	errNoAdminToken    = errors.New("no bearer token in the request")
 	errWrongAdminToken = errors.New("the bearer token is not the admin token")
+	errNoAdminCheck    = errors.New("the admin token cannot be checked now")
 )
 
 // setUpAdmin makes the admin token if the store has none, or if a fresh one is
@@ -59,13 +60,24 @@ func (s *Server) checkAdmin(r *http.Request) error {
 	}
 	want, err := s.store.Get(r.Context(), store.RelyingParty, adminDigest)
 	if err != nil {
-		return fmt.Errorf("reading the digest of the admin token: %w", err)
+		return fmt.Errorf("%w: %w", errNoAdminCheck, err)
 	}
 	digest := sha256.Sum256([]byte(text))
 	if subtle.ConstantTimeCompare(want, hex.AppendEncode(nil, digest[:])) != 1 {
 		return errWrongAdminToken
 	}
 	return nil
+}
+
+// whyNotAdmin is what a stranger may know of an error of checkAdmin: nothing
+// about the store.
+func whyNotAdmin(err error) string {
+	for _, known := range []error{errNoAdminToken, errWrongAdminToken} {
+		if errors.Is(err, known) {
+			return known.Error()
+		}
+	}
+	return errNoAdminCheck.Error()
 }
 
 // bearer returns the bearer token of the request, "" if it has none.
@@ -80,7 +92,7 @@ func bearer(r *http.Request) string {
 // checkEndpointAdmin is checkAdmin for a built-in endpoint.
 func (s *Server) checkEndpointAdmin(c *call, endpoint string) error {
 	if err := s.checkAdmin(c.r); err != nil {
-		return fault(variantAdmin, "admin access denied for endpoint "+endpoint+": "+err.Error(), err)
+		return fault(variantAdmin, "admin access denied for endpoint "+endpoint+": "+whyNotAdmin(err), err)
 	}
 	return nil
 }

@@ -3,12 +3,14 @@ package relyingparty
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"github.com/sealpod/sealpod/kbs"
+	"github.com/sealpod/sealpod/relyingparty/session"
 	"github.com/sealpod/sealpod/relyingparty/store"
 )
 
@@ -253,6 +255,25 @@ func TestFaultsOfTheStoreAreNotShown(t *testing.T) {
 	must(t, p.store.Delete(t.Context(), store.RelyingParty, adminDigest))
 	if a := p.do("GET", "/kbs/v0/resource", nil, p.asAdmin()); a.status != 401 {
 		t.Errorf("without a stored digest: %v", a)
+	}
+	for _, path := range []string{"resource", "resource-policy"} {
+		if a := p.do("GET", "/kbs/v0/"+path, nil, p.asAdmin()); a.status != 401 || strings.Contains(string(a.body), adminDigest) {
+			t.Errorf("without a stored digest a stranger is told: %v", a)
+		}
+	}
+}
+
+// fullSessions is a session store that cannot take one more.
+type fullSessions struct{ session.Store }
+
+func (fullSessions) Put(context.Context, session.Session) error {
+	return errors.New("dialling sessions.internal:6379")
+}
+
+func TestFaultsOfTheSessionsAreNotShown(t *testing.T) {
+	p := newParty(t, func(c *Config) { c.Sessions = fullSessions{session.NewMemory(nil, 0, 0)} })
+	if a := p.do("POST", "/kbs/v0/auth", authBody); a.variant() != "AttestationError" || strings.Contains(string(a.body), "internal:") {
+		t.Errorf("auth: %v", a)
 	}
 }
 

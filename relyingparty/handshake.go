@@ -36,7 +36,8 @@ func (s *Server) serveAuth(c *call) error {
 	if err != nil {
 		s.metrics.add("kbs_auth_errors_total")
 		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
+		var f *failure
+		if errors.As(err, &tooLarge) || errors.As(err, &f) {
 			return err
 		}
 		return fault(variantAttestation, because(detailAuth, err), err)
@@ -67,7 +68,7 @@ func (s *Server) openSession(c *call) (kbs.Challenge, session.Session, error) {
 	}
 	ses := session.New(req.TEE, s.now().Add(s.cfg.SessionLifetime))
 	if err := s.sessions.Put(c.r.Context(), ses); err != nil {
-		return kbs.Challenge{}, session.Session{}, err
+		return kbs.Challenge{}, session.Session{}, fault(variantAttestation, detailAuth, err)
 	}
 	return kbs.Challenge{Nonce: ses.Nonce, ExtraParams: json.RawMessage(`""`)}, ses, nil
 }

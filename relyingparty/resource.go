@@ -31,7 +31,7 @@ func (s *Server) serveResource(c *call) error {
 		return s.serveRelease(c)
 	}
 	if err := s.checkAdmin(c.r); err != nil {
-		return fault(variantPluginAdmin, "failed to initialize [admin] configuration: "+err.Error(), err)
+		return fault(variantPluginAdmin, "failed to initialize [admin] configuration: "+whyNotAdmin(err), err)
 	}
 	if c.r.Method == http.MethodGet {
 		return s.serveListResources(c)

@@ -243,6 +243,12 @@ func TestOpenRefusesADamagedStore(t *testing.T) {
 	if _, err := Open(Config{Store: p.store}); err == nil || !strings.Contains(err.Error(), "resource-policy") {
 		t.Errorf("broken policy: %v", err)
 	}
+	if _, err := Open(Config{Store: p.store, NewAdminToken: true}); err == nil {
+		t.Error("broken policy: opened for a new admin token")
+	}
+	if a := p.do("GET", "/kbs/v0/resource", nil, p.asAdmin()); a.status != 200 {
+		t.Errorf("a start that failed has replaced the admin token: %v", a)
+	}
 }
 
 func TestExpiry(t *testing.T) {
