@@ -208,11 +208,11 @@ func unmount(target string) error {
 // not stack a second mount. A mount of someone else is ErrRootfs, one in use is
 // EBUSY.
 func (s *Store) unmountOwn(target string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(target))
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != target, false })
 	if err != nil {
 		return fmt.Errorf("reading the mount table: %w", err)
 	}
-	for _, m := range slices.Backward(mounts) {
+	for _, m := range slices.Backward(mounts) { // topmost first
 		if !s.owns(m) {
 			return occupied("something else is mounted on it")
 		}

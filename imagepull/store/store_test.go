@@ -278,6 +278,36 @@ func TestOverlayMountRefusesAForeignMount(t *testing.T) {
 	release(t, l)
 }
 
+// TestForeignMountOnOurRootfsStays: a retry takes off what this store mounted,
+// not what somebody mounted over it.
+func TestForeignMountOnOurRootfsStays(t *testing.T) {
+	s := openOverlay(t, t.TempDir())
+	bundle := t.TempDir()
+	rootfs := filepath.Join(bundle, "rootfs")
+	l := s.Begin()
+	add(t, l, one, with("a", "1"))
+	if err := l.Rootfs(t.Context(), bundle, []ID{one}); err != nil {
+		t.Fatal(err)
+	}
+	defer release(t, l)
+	if err := unix.Mount("tmpfs", rootfs, "tmpfs", 0, "size=4k"); err != nil {
+		t.Fatal(err)
+	}
+	again := s.Begin()
+	if err := again.Rootfs(t.Context(), bundle, nil); !errors.Is(err, ErrRootfs) {
+		t.Errorf("error %v", err)
+	}
+	release(t, again)
+	var st unix.Statfs_t
+	if err := unix.Statfs(rootfs, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+		t.Errorf("the foreign mount is gone: type %#x, %v", st.Type, err)
+		return
+	}
+	if err := unix.Unmount(rootfs, 0); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOverlayRootfsIsWritableAndSweptWhenUnmounted(t *testing.T) {
 	dir, parent := t.TempDir(), t.TempDir()
 	s := openOverlay(t, dir)
