@@ -111,6 +111,37 @@ func (o object) text(name string) (string, error) {
 	return unquote(v)
 }
 
+// secret returns the member name, which must be a string, without leaving its
+// text behind in memory that nobody can wipe. The caller wipes the result.
+func (o object) secret(name string) (podvm.Secret, error) {
+	v := o[name]
+	if len(v) < 2 || v[0] != '"' {
+		_, err := o.text(name)
+		return nil, err
+	}
+	out := make(podvm.Secret, 0, len(v))
+	for i := 1; i < len(v)-1; i++ {
+		c := v[i]
+		if c == '\\' {
+			i++
+			switch v[i] {
+			case 'n':
+				c = '\n'
+			case 'r':
+				c = '\r'
+			case '"', '\\', '/':
+				c = v[i]
+			default: // nothing that writes keys escapes more
+				out.Wipe()
+				s, err := unquote(v)
+				return podvm.Secret(s), err
+			}
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
 // texts fills each destination from the member of that name.
 func (o object) texts(into map[string]*string) error {
 	for name, dst := range into {

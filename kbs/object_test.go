@@ -54,3 +54,33 @@ func FuzzParseObject(f *testing.F) {
 		}
 	})
 }
+
+func TestSecretMemberReadsAsText(t *testing.T) {
+	for _, v := range []string{
+		`""`, `"abc"`, `"-----BEGIN\nAB+/\/=\r\n"`, `"\"\\"`, `"\u0041\t"`, `"\ud83d\ude00"`, `1`, `null`, `{}`,
+	} {
+		o, err := parseObject([]byte(`{"k":` + v + `}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, textErr := o.text("k")
+		secret, err := o.secret("k")
+		if string([]byte(secret)) != text || (err == nil) != (textErr == nil) {
+			t.Errorf("%s: %q, %v, want %q, %v", v, []byte(secret), err, text, textErr)
+		}
+	}
+	if _, err := (object{}).secret("k"); err == nil {
+		t.Error("a member that is missing has text")
+	}
+}
+
+// Text that is a string stays in memory until it is overwritten by chance.
+func TestSecretMemberIsCopiedOnce(t *testing.T) {
+	o, err := parseObject([]byte(`{"k":"-----BEGIN\nAB+/\n"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := testing.AllocsPerRun(100, func() { _, _ = o.secret("k") }); n > 1 {
+		t.Errorf("%v allocations, want 1", n)
+	}
+}

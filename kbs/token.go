@@ -115,18 +115,21 @@ func (t *Token) Marshal() (podvm.Secret, error) {
 	return append(out, `"}`...), nil
 }
 
-// ParseToken reads what Marshal writes; the caller wipes raw. Errors: ErrToken; the text of an error
-// holds nothing of the input.
+// ParseToken reads what Marshal writes; the caller wipes raw. Errors: ErrToken;
+// the text of an error holds nothing of the input.
 func ParseToken(raw []byte) (*Token, error) {
 	o, err := parseObject(raw)
 	if err != nil {
 		return nil, fmt.Errorf("%w: not a JSON object with a token", ErrToken)
 	}
-	var jwt, text string
-	if err := o.texts(map[string]*string{"token": &jwt, "tee_keypair": &text}); err != nil {
+	jwt, err := o.text("token")
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrToken, err)
 	}
-	pem := podvm.Secret(text)
+	pem, err := o.secret("tee_keypair")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrToken, err)
+	}
 	defer pem.Wipe()
 	key, err := ParseTEEKeyPEM(pem)
 	if err != nil {
