@@ -72,7 +72,8 @@ type Client struct {
 // token is the administrator's bearer token; the client keeps a reference.
 func New(base string, caPEM []byte, token podvm.Secret) (*Client, error) {
 	u, err := url.Parse(base)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil {
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil ||
+		u.RawQuery != "" || u.Fragment != "" {
 		return nil, fmt.Errorf("KBS URL %q: want http(s)://HOST[:PORT]", podvm.Printable(base, 200))
 	}
 	tr := &http.Transport{
@@ -105,15 +106,18 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // SetResource places body at path, "repository/type/tag".
 func (c *Client) SetResource(ctx context.Context, path string, body podvm.Secret) error {
-	_, err := c.do(ctx, http.MethodPost, "resource/"+path, "application/octet-stream", body)
+	_, err := c.do(ctx, http.MethodPost, resource(path), "application/octet-stream", body)
 	return wrap("placing the resource "+path, err)
 }
 
 // DeleteResource removes what is at path, "repository/type/tag".
 func (c *Client) DeleteResource(ctx context.Context, path string) error {
-	_, err := c.do(ctx, http.MethodDelete, "resource/"+path, "", nil)
+	_, err := c.do(ctx, http.MethodDelete, resource(path), "", nil)
 	return wrap("deleting the resource "+path, err)
 }
+
+// resource is the endpoint of a resource. A "?" in its path stays in the path.
+func resource(path string) string { return "resource/" + (&url.URL{Path: path}).EscapedPath() }
 
 // ListResources returns the paths of all resources.
 func (c *Client) ListResources(ctx context.Context) ([]string, error) {

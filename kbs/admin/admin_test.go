@@ -55,6 +55,10 @@ func TestRequestsAreWhatAKBSExpects(t *testing.T) {
 			func(c *Client) error { return c.SetResource(t.Context(), "a/b/c", podvm.Secret("\x00raw")) },
 			"POST", "/kbs/v0/resource/a/b/c", "\x00raw",
 		},
+		"place a resource with a question in its path": {
+			func(c *Client) error { return c.SetResource(t.Context(), "a/b/c?x", nil) },
+			"POST", "/kbs/v0/resource/a/b/c%3Fx", "",
+		},
 		"delete a resource": {
 			func(c *Client) error { return c.DeleteResource(t.Context(), "a/b/c") },
 			"DELETE", "/kbs/v0/resource/a/b/c", "",
@@ -127,7 +131,7 @@ func TestErrorsSayWhatTheKBSSaid(t *testing.T) {
 }
 
 func TestNewRefusesWhatIsNoKBS(t *testing.T) {
-	for _, bad := range []string{"", "kbs.example", "ftp://x", "http://", "http://user:pw@x"} {
+	for _, bad := range []string{"", "kbs.example", "ftp://x", "http://", "http://user:pw@x", "http://x/?a=b", "http://x/#a"} {
 		if _, err := New(bad, nil, nil); err == nil {
 			t.Errorf("%q accepted", bad)
 		}
