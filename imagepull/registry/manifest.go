@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,7 +23,7 @@ const (
 	maxManifest  = 4 << 20
 	maxConfig    = 8 << 20
 	maxLayers    = 500  // as many as overlayfs stacks (OVL_MAX_STACK)
-	maxInstances = 1000 // entries of an index
+	maxInstances = 1000 // entries of an index, and of any list read
 )
 
 // Media types that tell an index from a manifest.
@@ -59,11 +60,34 @@ type Manifest struct {
 
 // document is a manifest or an index before it is known which.
 type document struct {
-	SchemaVersion int           `json:"schemaVersion"`
-	MediaType     string        `json:"mediaType"`
-	Config        *Descriptor   `json:"config"`
-	Layers        *[]Descriptor `json:"layers"`
-	Manifests     *[]Descriptor `json:"manifests"`
+	SchemaVersion int          `json:"schemaVersion"`
+	MediaType     string       `json:"mediaType"`
+	Config        *Descriptor  `json:"config"`
+	Layers        *descriptors `json:"layers"`
+	Manifests     *descriptors `json:"manifests"`
+}
+
+// descriptors is a list that is given up when it gets too long for either use:
+// in memory an entry takes many times the three bytes it can have in a document.
+type descriptors []Descriptor
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *descriptors) UnmarshalJSON(raw []byte) error {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if t, err := d.Token(); err != nil || t != json.Delim('[') {
+		return fmt.Errorf("%w: not a list", ErrManifest)
+	}
+	for *l = (descriptors{}); d.More(); {
+		if len(*l) == maxInstances {
+			return fmt.Errorf("%w: a list of more than %d entries", ErrManifest, maxInstances)
+		}
+		var one Descriptor
+		if err := d.Decode(&one); err != nil {
+			return fmt.Errorf("%w: entry %d is malformed", ErrManifest, len(*l))
+		}
+		*l = append(*l, one)
+	}
+	return nil
 }
 
 // isIndex decides by the bytes the digest covers, never by an HTTP header, and
@@ -91,7 +115,9 @@ func (d *document) isIndex() (bool, error) {
 
 func parseDocument(raw []byte) (*document, bool, error) {
 	var d document
-	if err := json.Unmarshal(raw, &d); err != nil {
+	if err := json.Unmarshal(raw, &d); errors.Is(err, ErrManifest) {
+		return nil, false, err
+	} else if err != nil {
 		return nil, false, fmt.Errorf("%w: not valid JSON", ErrManifest)
 	}
 	isIndex, err := d.isIndex()
@@ -143,9 +169,6 @@ func baseVariant(architecture string) string {
 // one that every CPU of the architecture runs, else the first one of the
 // architecture.
 func (d *document) instance() (Descriptor, error) {
-	if len(*d.Manifests) > maxInstances {
-		return Descriptor{}, fmt.Errorf("%w: an index of %d entries: at most %d are read", ErrManifest, len(*d.Manifests), maxInstances)
-	}
 	var found *Descriptor
 	for i := range *d.Manifests {
 		m := &(*d.Manifests)[i]

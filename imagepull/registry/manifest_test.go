@@ -79,7 +79,7 @@ func TestPlatformSelection(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			list := []Descriptor{}
+			list := descriptors{}
 			for i, p := range tt.platforms {
 				d := Descriptor{Digest: digest1, Size: int64(i)}
 				if parts := append(strings.Split(p, "/"), "", ""); p != "" {
@@ -155,4 +155,19 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("%+v", c)
 		}
 	})
+}
+
+// TestManyEmptyEntriesTakeLittleMemory: three bytes of a document must not cost
+// a descriptor each before anyone counts them.
+func TestManyEmptyEntriesTakeLittleMemory(t *testing.T) {
+	for _, list := range []string{"layers", "manifests"} {
+		raw := []byte(`{"schemaVersion":2,"` + list + `":[` + strings.Repeat("{},", maxManifest/3-20) + `{}]}`)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _, err := parseDocument(raw)
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > 16<<20 || !errors.Is(err, ErrManifest) {
+			t.Errorf("%s: %d MiB, %v", list, n>>20, err)
+		}
+	}
 }
