@@ -102,16 +102,12 @@ func (o *offline) lookup(path, name string, level slog.Level) (podvm.Secret, err
 func entry(raw []byte, name string) (found podvm.Secret, err error) {
 	err = strict.Members(raw, func(key string, value json.RawMessage) error {
 		defer clear(value)
-		text, err := strict.Text(value)
-		if err != nil {
-			return fmt.Errorf("entry %q: %w", podvm.Printable(key, 128), err)
-		}
-		content, err := strict.Base64(text)
+		content, err := strict.Secret(value)
 		if err != nil {
 			return fmt.Errorf("entry %q: %w", podvm.Printable(key, 128), err)
 		}
 		if key != name {
-			clear(content)
+			content.Wipe()
 			return nil
 		}
 		found.Wipe()

@@ -143,15 +143,40 @@ func Text(v json.RawMessage) (string, error) {
 	return s, nil
 }
 
+// Secret decodes the JSON string v, of base64 as Base64 takes it, without
+// leaving its text behind in memory that nobody can wipe.
+func Secret(v json.RawMessage) (podvm.Secret, error) {
+	if len(v) < 2 || v[0] != '"' || bytes.IndexByte(v, '\\') >= 0 { // base64 needs no escapes
+		text, err := Text(v)
+		if err != nil {
+			return nil, err
+		}
+		return Base64(text)
+	}
+	text := v[1 : len(v)-1]
+	out := make(podvm.Secret, base64.StdEncoding.DecodedLen(len(text)))
+	n, err := standard.Decode(out, text)
+	if err != nil {
+		out.Wipe()
+		return nil, errBase64
+	}
+	return out[:n], nil
+}
+
+// standard is base64 that holds no stray bits.
+var standard = base64.StdEncoding.Strict()
+
+var errBase64 = errors.New("not standard base64 with padding")
+
 // Base64 decodes standard base64 with padding, without line ends, without bits
 // left over.
 func Base64(s string) ([]byte, error) {
 	if strings.ContainsAny(s, "\r\n") { // the decoder skips them, Strict or not
 		return nil, errors.New("base64 with a line end in it")
 	}
-	b, err := base64.StdEncoding.Strict().DecodeString(s)
+	b, err := standard.DecodeString(s)
 	if err != nil {
-		return nil, errors.New("not standard base64 with padding")
+		return nil, errBase64
 	}
 	return b, nil
 }

@@ -106,3 +106,23 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestSecretReadsWhatTextAndBase64Read(t *testing.T) {
+	for _, v := range []string{
+		`""`, `"YWI="`, `"YWJj"`, `"+/+/"`, `"+\/+\/"`, `"\u0059WJj"`, `"YWI"`, `"YWI=="`, `"YW J"`, `"YW\nI="`, `"YWK="`, `"YWJ="`, `1`, `null`, `{}`,
+	} {
+		var want []byte
+		text, wantErr := Text(json.RawMessage(v))
+		if wantErr == nil {
+			want, wantErr = Base64(text)
+		}
+		got, err := Secret(json.RawMessage(v))
+		if !bytes.Equal(got, want) || (err == nil) != (wantErr == nil) {
+			t.Errorf("%s: %x, %v, want %x, %v", v, []byte(got), err, want, wantErr)
+		}
+	}
+	v := json.RawMessage(`"YWJj"`)
+	if n := testing.AllocsPerRun(100, func() { _, _ = Secret(v) }); n > 1 {
+		t.Errorf("%v allocations, want 1: the text stays behind", n)
+	}
+}
