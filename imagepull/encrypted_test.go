@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -128,4 +129,24 @@ func TestEncryptedLayerThatDoesNotOpen(t *testing.T) {
 			})
 		})
 	}
+}
+
+// crashing panics on every packet.
+type crashing struct{}
+
+func (crashing) UnwrapKey(context.Context, []byte) (podvm.Secret, error) { panic("boom") }
+
+// TestPanicOnAPacketFailsThePullAlone: packets come from the image and are
+// parsed in goroutines whose panic would end every container's data hub.
+func TestPanicOnAPacketFailsThePullAlone(t *testing.T) {
+	m := newMachine(t)
+	img, _ := encryptedImage(t)
+	m.Push(t, "a", "1", img)
+	m.deps.KeyUnwrapper = crashing{}
+	_, err := m.puller(t).Pull(deadline(t), m.ref("a:1"), m.bundle("c"))
+	if err == nil || !strings.Contains(err.Error(), "boom") {
+		t.Errorf("Pull: %v", err)
+	}
+	wantCause(t, err, "Failed to pull image")
+	m.wantNothingLeft(t)
 }

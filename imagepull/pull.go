@@ -189,7 +189,12 @@ func (ls pullLayers) wipe() {
 }
 
 func (l *pullLayer) unwrap(ctx context.Context, u KeyUnwrapper) (*layer.Key, error) {
-	l.once.Do(func() { l.key, l.keyErr = layer.UnwrapKey(ctx, l.spec, u) })
+	l.once.Do(func() {
+		l.keyErr = layer.Contain(func() (err error) {
+			l.key, err = layer.UnwrapKey(ctx, l.spec, u)
+			return err
+		})
+	})
 	return l.key, l.keyErr
 }
 
@@ -231,9 +236,11 @@ func (p *pulling) applyLayers(ctx context.Context, lease *store.Lease, layers pu
 		g.Go(func() error {
 			start := time.Now()
 			var stats layer.Stats
-			cached, err := lease.Layer(ctx, l.id, func(ctx context.Context, dir string) (err error) {
-				stats, err = p.fetch(ctx, l, dir)
-				return err
+			cached, err := lease.Layer(ctx, l.id, func(ctx context.Context, dir string) error {
+				return layer.Contain(func() (err error) {
+					stats, err = p.fetch(ctx, l, dir)
+					return err
+				})
 			})
 			if err != nil {
 				return explainLayer(err, l.spec.Digest)

@@ -58,7 +58,7 @@ func (r *run) apply(ctx context.Context, blob io.Reader, dir string) (Stats, err
 	g, gctx := errgroup.WithContext(ctx)
 	spawn := func(run func() error) {
 		g.Go(func() error {
-			err := contain(run)
+			err := Contain(run)
 			if err != nil {
 				stop()
 			}

@@ -16,8 +16,9 @@ type panicError struct {
 
 func (e *panicError) Error() string { return "the program failed: " + e.value }
 
-// contain runs f and makes a panic in it an error.
-func contain(f func() error) (err error) {
+// Contain runs f and makes a panic in it an error. It is for goroutines that
+// handle bytes of an image.
+func Contain(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = &panicError{podvm.Printable(fmt.Sprint(p), 200), debug.Stack()}

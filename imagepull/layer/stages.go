@@ -40,7 +40,7 @@ func (r *run) fetch(blob io.Reader, out *ring) error {
 
 // decrypt turns ciphertext into the compressed stream.
 func (r *run) decrypt(in, out *ring) error {
-	err := contain(func() error {
+	err := Contain(func() error {
 		plain, err := r.decrypter(in, r.key)
 		if err != nil {
 			return err
@@ -59,7 +59,7 @@ func (r *run) decrypt(in, out *ring) error {
 
 // inflate turns the compressed stream into the tar.
 func (r *run) inflate(in, out *ring) error {
-	err := contain(func() error {
+	err := Contain(func() error {
 		plain, err := r.inflater(r.format.compression, in)
 		if err != nil {
 			return err
@@ -102,7 +102,7 @@ func (r *run) hash(in, out *ring) error {
 // unpack writes the tar below dir.
 func (r *run) unpack(ctx context.Context, in *ring, dir string) error {
 	var st untar.Stats
-	err := contain(func() (err error) {
+	err := Contain(func() (err error) {
 		st, err = untar.Extract(ctx, in, dir, untar.Options{
 			Mode: r.opts.Mode, MaxBytes: r.opts.MaxBytes, MaxEntries: r.opts.MaxEntries,
 		})
