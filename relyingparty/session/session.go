@@ -8,8 +8,9 @@
 // per-client state.
 //
 // Trust: anybody may make a session without credentials, so Memory has a cap
-// on count and bytes and gives up the oldest first. A guest whose session went
-// is told "no token" and attests again.
+// on count, where it gives up the oldest first, and on bytes of tokens, where it
+// gives up the longest first. A guest whose session went is told "no token" and
+// attests again.
 package session
 
 import (
@@ -160,16 +161,30 @@ func (m *Memory) find(id string) (*list.Element, error) {
 	return e, nil
 }
 
-// trim drops sessions from the oldest on while they are expired or too many.
+// trim drops sessions from the oldest on while they are expired or too many,
+// and those with the longest tokens while the tokens are too many bytes: one
+// stranger with huge evidence crowds out its like, not everybody else.
 func (m *Memory) trim() {
 	now := m.now()
 	for e := m.order.Front(); e != nil; e = m.order.Front() {
-		s := e.Value.(Session)
-		if now.Before(s.Expires) && m.order.Len() <= m.max && m.bytes <= m.maxBytes {
-			return
+		if now.Before(e.Value.(Session).Expires) && m.order.Len() <= m.max {
+			break
 		}
-		m.order.Remove(e)
-		delete(m.byID, s.ID)
-		m.bytes -= len(s.Token)
+		m.drop(e)
 	}
+	for m.bytes > m.maxBytes {
+		longest := m.order.Front()
+		for e := longest; e != nil; e = e.Next() {
+			if len(e.Value.(Session).Token) > len(longest.Value.(Session).Token) {
+				longest = e
+			}
+		}
+		m.drop(longest)
+	}
+}
+
+func (m *Memory) drop(e *list.Element) {
+	s := m.order.Remove(e).(Session)
+	delete(m.byID, s.ID)
+	m.bytes -= len(s.Token)
 }

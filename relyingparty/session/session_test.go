@@ -114,6 +114,33 @@ func TestFloodGivesUpTheOldestAndStaysBounded(t *testing.T) {
 	}
 }
 
+func TestLongTokensOfOneStrangerDoNotEndOtherSessions(t *testing.T) {
+	c := newClock()
+	m := NewMemory(c.now, 100, 1000)
+	expires := c.now().Add(time.Minute)
+	underway, attested := New("sample", expires), New("sample", expires)
+	must(t, m.Put(t.Context(), underway))
+	must(t, m.Put(t.Context(), attested))
+	if _, err := m.Settle(t.Context(), attested.ID, "short"); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		s := New("sample", expires)
+		must(t, m.Put(t.Context(), s))
+		if tok, err := m.Settle(t.Context(), s.ID, strings.Repeat("t", 400)); err != nil || len(tok) != 400 {
+			t.Fatalf("%d bytes of token, %v", len(tok), err)
+		}
+	}
+	if m.bytes > 1000 {
+		t.Errorf("%d bytes of tokens", m.bytes)
+	}
+	for _, s := range []Session{underway, attested} {
+		if _, err := m.Get(t.Context(), s.ID); err != nil {
+			t.Errorf("a session from before the flood: %v", err)
+		}
+	}
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
