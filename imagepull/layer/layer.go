@@ -93,8 +93,8 @@ func RootEntry(dir string) (st unix.Stat_t, described bool, err error) {
 type Options struct {
 	Mode Mode
 	// MaxBytes caps the plain tar stream, and separately the sum of the file
-	// sizes in it (sparse files count in full). Callers set it from the free
-	// space; 0 means DefaultMaxBytes.
+	// sizes in it (sparse files count in full); 0 means DefaultMaxBytes. What
+	// really fits is up to the file system.
 	MaxBytes int64
 	// MaxEntries caps tar entries plus parent directories created for them;
 	// 0 means DefaultMaxEntries.

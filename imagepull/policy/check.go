@@ -55,7 +55,7 @@ type Signature struct {
 }
 
 // Sources fetches what a decision needs. Each function is called only when a
-// requirement asks for it, at most once per Check and argument.
+// requirement asks for it; Signatures at most once per Check.
 type Sources struct {
 	// Signatures returns the signatures stored under the `.sig` tag of
 	// Image.TopDigest, none and no error when there is no such tag.
