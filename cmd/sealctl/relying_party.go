@@ -44,9 +44,8 @@ It verifies AMD SEV-SNP and Intel TDX, under the roots of AMD and Intel, and
 only when evidence needs them; without a way out, give --snp-vcek a directory and
 --tdx-collateral a file.
 
-As installed it opens nothing to "sample", but every resource to every genuine
-SNP or TDX guest, whatever it runs: set reference values, and a resource policy
-that asks for "affirming", before resources are placed.
+As installed it opens nothing to "sample", and resources to a genuine SNP or TDX
+guest only once its measurements are among the reference values ("affirming").
 
 Plain HTTP is served on loopback only, unless --insecure-http says otherwise.`,
 		Example: `  sealctl relying-party --store ./rp

@@ -122,8 +122,11 @@ func TestResourcePolicies(t *testing.T) {
 		want          bool
 	}{
 		"default refuses sample":       {defaultResource, fmt.Sprintf(token, "sample"), what, false},
-		"default allows tdx":           {defaultResource, fmt.Sprintf(token, "tdx"), what, true},
-		"default without cpu0":         {defaultResource, `{}`, what, true},
+		"default allows affirmed tdx":  {defaultResource, fmt.Sprintf(token, "tdx"), what, true},
+		"default refuses unaffirmed":   {defaultResource, strings.Replace(fmt.Sprintf(token, "tdx"), "affirming", "contraindicated", 1), what, false},
+		"default refuses one of two":   {defaultResource, `{"submods":{"cpu0":{"ear.status":"affirming"},"gpu0":{"ear.status":"warning"}}}`, what, false},
+		"default refuses no status":    {defaultResource, `{"submods":{"cpu0":{}}}`, what, false},
+		"default without evidence":     {defaultResource, `{}`, what, false},
 		"default for another plugin":   {defaultResource, fmt.Sprintf(token, "tdx"), other, false},
 		"by path":                      {head + `allow if data["resource-path"][0] == "a"`, `{}`, what, true},
 		"by another path":              {head + `allow if data["resource-path"][0] == "b"`, `{}`, what, false},
