@@ -174,8 +174,12 @@ func tell(ctx context.Context, t *teller, o Options, sealpod, dir string) (err e
 		}
 		defer func() { err = errors.Join(err, unmount(bundle)) }()
 		kind, err := checkRootfs(bundle, weights)
+		text := digest + "\nrootfs: " + kind
+		if weights != nil {
+			text += ", with the owner's bytes in it"
+		}
 		return note{
-			text:  fmt.Sprintf("%s\nrootfs: %s, with the owner's bytes in it", digest, kind),
+			text:  text,
 			facts: map[string]string{"digest": digest, "rootfs": kind},
 		}, err
 	}); err != nil {

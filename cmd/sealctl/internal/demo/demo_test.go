@@ -15,6 +15,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+
+	"github.com/sealpod/sealpod/imageseal"
 
 	"github.com/sealpod/sealpod/podvm/rpc"
 	"github.com/sealpod/sealpod/podvm/testenv"
@@ -254,5 +258,29 @@ func TestFlipperChangesOneBit(t *testing.T) {
 	}
 	if different != 1 || rec.Body.Len() != 128 || in[32] != 7 {
 		t.Errorf("%d bytes differ of %d", different, rec.Body.Len())
+	}
+}
+
+func TestDemoTakesAnImageOfTheUsersOwn(t *testing.T) {
+	binary := sealpod(t)
+	img, _, err := newImage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	p, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "mine"})
+	if err := p.AppendImage(img, name); err != nil {
+		t.Fatal(err)
+	}
+	report, err := Run(t.Context(), Options{Sealpod: binary, Image: "oci:" + dir + ":mine"})
+	if err != nil || !report.OK {
+		t.Errorf("ok %v, %v", report.OK, err)
+	}
+	if _, err := Run(t.Context(), Options{Sealpod: binary, Image: "oci:" + dir + ":other"}); !errors.Is(err, imageseal.ErrNotFound) {
+		t.Errorf("an image that is not there: %v", err)
 	}
 }
