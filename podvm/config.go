@@ -26,7 +26,7 @@ const maxConfig = 4 << 20
 var ErrConfig = errors.New("invalid configuration")
 
 // UnknownKey is a key of a configuration file that nothing reads. Upstream
-// ignores such keys, so they are reported, not refused (design decision 7).
+// ignores such keys, so they are reported, not refused.
 type UnknownKey struct {
 	Key  string // dotted path, as in "image.registry_config.typo"
 	Line int    // 1-based; 0 when not known

@@ -131,7 +131,7 @@ func serve(ctx context.Context, l net.Listener, log *slog.Logger, drain time.Dur
 	}
 	err = l.Close()
 	// ttrpc's own Shutdown closes connections with calls in flight
-	// (dependencies.md trap 5), so wait for them first.
+	// (v1.2.10 marks a connection active only when it replies), so wait first.
 	drained := g.drain()
 	select {
 	case <-drained:
