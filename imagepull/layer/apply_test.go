@@ -16,6 +16,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/sealpod/sealpod/podvm"
+
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 func TestApply(t *testing.T) {
@@ -67,7 +69,7 @@ func TestApply(t *testing.T) {
 }
 
 func TestApplyForOverlay(t *testing.T) {
-	needRoot(t)
+	testenv.Root(t)
 	raw := tarOf(t, "d/.wh.x", "", "d/f", "1")
 	s := plainLayer(oci, raw, raw)
 	dir := t.TempDir()

@@ -11,10 +11,8 @@ import (
 	"io"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/containers/ocicrypt/blockcipher"
@@ -29,64 +27,25 @@ import (
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
-const childEnv = "SEALPOD_TEST_UNPRIVILEGED"
-
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestUnprivileged runs all other tests again as an ordinary user.
-func TestUnprivileged(t *testing.T) {
-	if os.Getenv(childEnv) != "" {
-		t.Skip("is the unprivileged run")
-	}
-	needRoot(t)
-	dir := t.TempDir()
-	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// go test keeps the binary where nobody else can read it.
-	bin := filepath.Join(dir, "test")
-	raw, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(bin, raw, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), bin, "-test.short")
-	cmd.Env = append(os.Environ(), childEnv+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-}
+func TestUnprivileged(t *testing.T) { testenv.RerunUnprivileged(t) }
 
 // onceIsEnough is for slow tests to which privilege makes no difference.
 func onceIsEnough(t testing.TB) {
 	t.Helper()
-	if os.Getenv(childEnv) != "" {
+	if testenv.Unprivileged() {
 		t.Skip("has run as root")
 	}
-}
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Getenv(childEnv) != "" {
-		t.Skip("needs root, this is the unprivileged run")
-	}
-	testenv.Root(t)
 }
 
 // mount mounts a file system for the length of the test.
 func mount(t testing.TB, fstype, target, opts string) {
 	t.Helper()
-	needRoot(t)
+	testenv.Root(t)
 	if err := unix.Mount(fstype, target, fstype, 0, opts); err != nil {
-		if os.Getenv(testenv.RequireEnv) == "1" {
-			t.Fatalf("mounting %s: %v", fstype, err)
-		}
-		t.Skipf("needs to mount %s: %v", fstype, err)
+		testenv.Missing(t, fmt.Sprintf("needs to mount %s: %v", fstype, err))
 	}
 	t.Cleanup(func() { must(t, unix.Unmount(target, 0)) })
 }

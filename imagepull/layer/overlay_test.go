@@ -8,12 +8,14 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // TestOverlayAndMergeAgree holds that the kernel, given layers in Overlay mode,
 // shows the same tree as Merge makes of the same layers in Plain mode.
 func TestOverlayAndMergeAgree(t *testing.T) {
-	needRoot(t)
+	testenv.Root(t)
 	layers := [][]any{
 		{h("./"), "", h("etc/a"), "1", h("etc/b"), "1", h("usr/lib/x"), "1", h("usr/lib/sub/y"), "1", h("var/log/l"), "1",
 			h("gone/f"), "1", h("file"), "1", h("dir/f"), "1", link(tar.TypeSymlink, "bin", "usr/bin"), "", link(tar.TypeLink, "hard", "etc/a"), ""},

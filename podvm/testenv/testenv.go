@@ -23,7 +23,7 @@ func Tool(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		missing(t, "needs the program "+name+", which is not installed")
+		Missing(t, "needs the program "+name+", which is not installed")
 	}
 	return path
 }
@@ -31,12 +31,16 @@ func Tool(t testing.TB, name string) string {
 // Root returns only when the test runs as root.
 func Root(t testing.TB) {
 	t.Helper()
+	if Unprivileged() {
+		t.Skip("needs root, this is the unprivileged run")
+	}
 	if os.Geteuid() != 0 {
-		missing(t, "needs root")
+		Missing(t, "needs root")
 	}
 }
 
-func missing(t testing.TB, why string) {
+// Missing ends a test whose needs this machine does not meet, as why says.
+func Missing(t testing.TB, why string) {
 	t.Helper()
 	if os.Getenv(RequireEnv) == "1" {
 		t.Fatal(why)

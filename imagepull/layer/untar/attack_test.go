@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // yard is a directory with files that no layer may touch, beside the one a
@@ -122,7 +124,7 @@ func TestAttacks(t *testing.T) {
 		for mode, modeName := range []string{"overlay", "plain"} {
 			t.Run(tt.name+"/"+modeName, func(t *testing.T) {
 				if Mode(mode) == Overlay {
-					needRoot(t)
+					testenv.Root(t)
 				}
 				y := newYard(t)
 				in := make([]ent, len(tt.in))

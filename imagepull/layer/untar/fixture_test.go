@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,58 +18,15 @@ import (
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
-const childEnv = "SEALPOD_TEST_UNPRIVILEGED"
-
 // TestUnprivileged runs all other tests again as an ordinary user.
-func TestUnprivileged(t *testing.T) {
-	if os.Getenv(childEnv) != "" {
-		t.Skip("is the unprivileged run")
-	}
-	needRoot(t)
-	// go test keeps the binary where nobody else can read it.
-	dir := sharedDir(t)
-	bin := filepath.Join(dir, "test")
-	raw, err := os.ReadFile("/proc/self/exe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(bin, raw, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), bin, "-test.short")
-	cmd.Env = append(os.Environ(), childEnv+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-}
-
-// sharedDir is t.TempDir for other users too.
-func sharedDir(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
+func TestUnprivileged(t *testing.T) { testenv.RerunUnprivileged(t) }
 
 // onceIsEnough is for slow tests to which privilege makes no difference.
 func onceIsEnough(t testing.TB) {
 	t.Helper()
-	if os.Getenv(childEnv) != "" {
+	if testenv.Unprivileged() {
 		t.Skip("has run as root")
 	}
-}
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Getenv(childEnv) != "" {
-		t.Skip("needs root, this is the unprivileged run")
-	}
-	testenv.Root(t)
 }
 
 // mtime of all entries that do not say otherwise.

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // capability is cap_net_bind_service=ep in the version 2 format.
@@ -195,7 +197,7 @@ func TestExtract(t *testing.T) {
 		for _, mode := range []Mode{Overlay, Plain} {
 			t.Run(tt.name+map[Mode]string{Overlay: "/overlay", Plain: "/plain"}[mode], func(t *testing.T) {
 				if mode == Overlay {
-					needRoot(t)
+					testenv.Root(t)
 				}
 				dir, _, err := extract(t, archive(t, tt.in...), mode)
 				if !errors.Is(err, tt.err) || (err != nil) != (tt.err != nil) {
