@@ -17,6 +17,32 @@ type Host struct {
 	Root string
 	// LookupEnv reads one environment variable; nil means os.LookupEnv.
 	LookupEnv func(string) (string, bool)
+	// IMDS is the base URL of the cloud's instance metadata service, without a
+	// slash at its end. Empty means http://169.254.169.254.
+	IMDS string
+}
+
+// The environment variables that put a daemon on a simulated machine. Evidence
+// made there is signed by a simulator, under roots of its own.
+const (
+	HostRootEnv = "SEALPOD_HOST_ROOT" // a directory, Host.Root
+	IMDSEnv     = "SEALPOD_IMDS_URL"  // Host.IMDS
+)
+
+// HostFromEnv returns the machine a daemon runs on: the real one unless the
+// environment names another.
+func HostFromEnv() Host { return Host{Root: os.Getenv(HostRootEnv), IMDS: os.Getenv(IMDSEnv)} }
+
+// Simulated reports whether h is not the real machine.
+func (h Host) Simulated() bool { return h.Root != "" || h.IMDS != "" }
+
+// MetadataURL returns the URL of a path, which starts with a slash, at the
+// instance metadata service.
+func (h Host) MetadataURL(path string) string {
+	if h.IMDS == "" {
+		return "http://169.254.169.254" + path
+	}
+	return h.IMDS + path
 }
 
 // Path returns where the absolute machine path p is on this host.

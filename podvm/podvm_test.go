@@ -90,3 +90,14 @@ func TestKernelParams(t *testing.T) {
 		t.Error("b has no value")
 	}
 }
+
+func TestHostFromEnv(t *testing.T) {
+	if h := HostFromEnv(); h.Simulated() || h.Path("/dev/x") != "/dev/x" || h.MetadataURL("/a") != "http://169.254.169.254/a" {
+		t.Errorf("without settings: %+v", h)
+	}
+	t.Setenv(HostRootEnv, "/tmp/m")
+	t.Setenv(IMDSEnv, "http://127.0.0.1:1")
+	if h := HostFromEnv(); !h.Simulated() || h.Path("/dev/x") != "/tmp/m/dev/x" || h.MetadataURL("/a") != "http://127.0.0.1:1/a" {
+		t.Errorf("on a simulated machine: %+v", h)
+	}
+}

@@ -14,7 +14,7 @@ import (
 // SIGHUP as upstream, SIGTERM because systemd sends it. Logs go to stderr,
 // where the journal reads them; level is the configured one, RUST_LOG wins.
 func runDaemon(applet, level string, serve func(ctx context.Context, host podvm.Host, log *slog.Logger) error) error {
-	host := podvm.Host{}
+	host := podvm.HostFromEnv()
 	log, _, err := podvm.NewLogger(os.Stderr, host, applet, level)
 	if err != nil {
 		return err
@@ -26,6 +26,9 @@ func runDaemon(applet, level string, serve func(ctx context.Context, host podvm.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)
 	defer stop()
 	log.Info("Starting", "version", podvm.Version())
+	if host.Simulated() {
+		log.Warn("The machine is a simulation: its evidence proves nothing to a real relying party", "root", host.Root)
+	}
 	err = serve(ctx, host, log)
 	if err == nil {
 		log.Info("Stopped")
