@@ -12,8 +12,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sealpod/sealpod/cmd/internal/cli"
+	"github.com/sealpod/sealpod/cmd/sealctl/internal/trust"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/relyingparty"
+	"github.com/sealpod/sealpod/relyingparty/verifier"
 )
 
 // relyingPartyOptions are the flags of `sealctl relying-party`.
@@ -21,7 +23,7 @@ type relyingPartyOptions struct {
 	listen, store, tlsCert, tlsKey, tokenFile, logLevel string
 	insecureHTTP, newToken                              bool
 	snpVCEK                                             []string
-	tdxCollateral                                       string
+	tdxCollateral, simulator                            string
 }
 
 // relyingPartyCommand is `sealctl relying-party`: a KBS with an attestation
@@ -66,10 +68,11 @@ Plain HTTP is served on loopback only, unless --insecure-http says otherwise.`,
 	f.BoolVar(&o.insecureHTTP, "insecure-http", false, "allow plain HTTP on addresses others can reach")
 	f.StringVar(&o.tokenFile, "admin-token-file", "", "write the admin token to this `file` (mode 0600) instead of showing it")
 	f.BoolVar(&o.newToken, "new-admin-token", false, "make a new admin token; the old one stops working")
-	f.StringArrayVar(&o.snpVCEK, "snp-vcek", []string{amdKDS}, "where the key of an SNP chip is looked up when the pod sent none: `source` "+
+	f.StringArrayVar(&o.snpVCEK, "snp-vcek", []string{trust.AMDKDS}, "where the key of an SNP chip is looked up when the pod sent none: `source` "+
 		`"kds" (AMD's server) or a directory with vcek/CHIP/vcek.der; more than one are asked in order`)
-	f.StringVar(&o.tdxCollateral, "tdx-collateral", intelPCS, "where Intel's word on TDX platforms comes from: `source` "+
+	f.StringVar(&o.tdxCollateral, "tdx-collateral", trust.IntelPCS, "where Intel's word on TDX platforms comes from: `source` "+
 		`"pcs" (Intel's service), the https URL of a PCCS, or a JSON file of PcsClientTool`)
+	f.StringVar(&o.simulator, "trust-simulator", "", "trust simulated TEEs, and only those: `directory` \"trust\" that sealctl tee-sim made; for trials")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn, error or off")
 	return cmd
 }
@@ -89,6 +92,9 @@ func (o relyingPartyOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if o.simulator != "" {
+		log.Warn("Simulated TEEs are trusted, and no real ones: what is released here is protected by nothing", "trust", o.simulator)
+	}
 	ln, scheme, err := o.listener(cmd)
 	if err != nil {
 		return err
@@ -103,6 +109,15 @@ func (o relyingPartyOptions) run(cmd *cobra.Command) error {
 		err = rp.Serve(cmd.Context(), ln)
 	}
 	return errors.Join(err, rp.Close())
+}
+
+// verifiers are the kinds of TEE that the flags say to trust.
+func (o relyingPartyOptions) verifiers() ([]verifier.Verifier, error) {
+	list, err := trust.Verifiers(trust.Options{SNPVCEK: o.snpVCEK, TDXCollateral: o.tdxCollateral, Simulator: o.simulator})
+	if err != nil {
+		return nil, fmt.Errorf("%w (%w)", err, cli.ErrUsage)
+	}
+	return list, nil
 }
 
 // listener opens the address, with TLS if there is a certificate. Plain HTTP
