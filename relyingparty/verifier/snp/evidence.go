@@ -9,6 +9,7 @@ import (
 	"io"
 
 	"github.com/sealpod/sealpod/relyingparty/verifier"
+	"github.com/sealpod/sealpod/relyingparty/verifier/internal/octets"
 )
 
 const (
@@ -34,44 +35,44 @@ type evidence struct {
 	Report *reportJSON `json:"attestation_report"`
 	Chain  []struct {
 		Type json.RawMessage `json:"cert_type"`
-		Data octets          `json:"data"`
+		Data octets.Array    `json:"data"`
 	} `json:"cert_chain"`
 }
 
 // reportJSON is the report as the sev crate writes it; pointers tell absent
 // from zero.
 type reportJSON struct {
-	Version         *uint32   `json:"version"`
-	GuestSVN        *uint32   `json:"guest_svn"`
-	Policy          *uint64   `json:"policy"`
-	FamilyID        octets    `json:"family_id"`
-	ImageID         octets    `json:"image_id"`
-	VMPL            *uint32   `json:"vmpl"`
-	SigAlgo         *uint32   `json:"sig_algo"`
-	CurrentTCB      *tcbJSON  `json:"current_tcb"`
-	PlatInfo        *uint64   `json:"plat_info"`
-	KeyInfo         *uint32   `json:"key_info"`
-	ReportData      octets    `json:"report_data"`
-	Measurement     octets    `json:"measurement"`
-	HostData        octets    `json:"host_data"`
-	IDKeyDigest     octets    `json:"id_key_digest"`
-	AuthorKeyDigest octets    `json:"author_key_digest"`
-	ReportID        octets    `json:"report_id"`
-	ReportIDMA      octets    `json:"report_id_ma"`
-	ReportedTCB     *tcbJSON  `json:"reported_tcb"`
-	Family          *uint8    `json:"cpuid_fam_id"`
-	Model           *uint8    `json:"cpuid_mod_id"`
-	Step            *uint8    `json:"cpuid_step"`
-	ChipID          octets    `json:"chip_id"`
-	CommittedTCB    *tcbJSON  `json:"committed_tcb"`
-	Current         *firmware `json:"current"`
-	Committed       *firmware `json:"committed"`
-	LaunchTCB       *tcbJSON  `json:"launch_tcb"`
-	LaunchMIT       *uint64   `json:"launch_mit_vector"`
-	CurrentMIT      *uint64   `json:"current_mit_vector"`
+	Version         *uint32      `json:"version"`
+	GuestSVN        *uint32      `json:"guest_svn"`
+	Policy          *uint64      `json:"policy"`
+	FamilyID        octets.Array `json:"family_id"`
+	ImageID         octets.Array `json:"image_id"`
+	VMPL            *uint32      `json:"vmpl"`
+	SigAlgo         *uint32      `json:"sig_algo"`
+	CurrentTCB      *tcbJSON     `json:"current_tcb"`
+	PlatInfo        *uint64      `json:"plat_info"`
+	KeyInfo         *uint32      `json:"key_info"`
+	ReportData      octets.Array `json:"report_data"`
+	Measurement     octets.Array `json:"measurement"`
+	HostData        octets.Array `json:"host_data"`
+	IDKeyDigest     octets.Array `json:"id_key_digest"`
+	AuthorKeyDigest octets.Array `json:"author_key_digest"`
+	ReportID        octets.Array `json:"report_id"`
+	ReportIDMA      octets.Array `json:"report_id_ma"`
+	ReportedTCB     *tcbJSON     `json:"reported_tcb"`
+	Family          *uint8       `json:"cpuid_fam_id"`
+	Model           *uint8       `json:"cpuid_mod_id"`
+	Step            *uint8       `json:"cpuid_step"`
+	ChipID          octets.Array `json:"chip_id"`
+	CommittedTCB    *tcbJSON     `json:"committed_tcb"`
+	Current         *firmware    `json:"current"`
+	Committed       *firmware    `json:"committed"`
+	LaunchTCB       *tcbJSON     `json:"launch_tcb"`
+	LaunchMIT       *uint64      `json:"launch_mit_vector"`
+	CurrentMIT      *uint64      `json:"current_mit_vector"`
 	Signature       *struct {
-		R octets `json:"r"`
-		S octets `json:"s"`
+		R octets.Array `json:"r"`
+		S octets.Array `json:"s"`
 	} `json:"signature"`
 }
 
@@ -209,7 +210,7 @@ func (b *builder) u64(at int, name string, v *uint64) {
 	binary.LittleEndian.PutUint64(b.out[at:], *v)
 }
 
-func (b *builder) raw(at, size int, name string, v octets) {
+func (b *builder) raw(at, size int, name string, v octets.Array) {
 	if len(v) != size {
 		b.fail(name, fmt.Sprintf("has %d bytes, not %d", len(v), size))
 		return
