@@ -42,7 +42,10 @@ type Options struct {
 // Open makes the log if it is missing and completes an event that was
 // interrupted, so that log and registers agree before anything is served.
 //
-// Errors: ErrRegister for the default PCR, ErrWAL.
+// A default PCR that only the platform itself can extend is logged, since events
+// may name another.
+//
+// Errors: ErrRegister for a default PCR that does not exist, ErrWAL.
 func Open(ctx context.Context, o Options) (*Log, error) {
 	return open(ctx, o, files{o.Host})
 }
@@ -51,7 +54,10 @@ func open(ctx context.Context, o Options, d disk) (*Log, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	if _, err := o.Platform.Register(o.DefaultPCR); err != nil {
+	switch _, err := o.Platform.Register(o.DefaultPCR); {
+	case errors.Is(err, ErrLocality):
+		o.Log.Warn("Events that name no register cannot be recorded", "err", err)
+	case err != nil:
 		return nil, fmt.Errorf("opening the event log: default register: %w", err)
 	}
 	l := &Log{platform: o.Platform, registers: o.Registers, defaultPCR: o.DefaultPCR, disk: d}
@@ -74,13 +80,18 @@ func open(ctx context.Context, o Options, d disk) (*Log, error) {
 
 // Extend measures the event in the register of pcr, nil meaning the default
 // one, and appends it to the log. When it returns an error the register is
-// unchanged, or the event is completed before the next one.
+// unchanged, or the event is completed before the next one. The agent's own
+// events cannot be recorded this way.
 //
-// Errors: ErrEvent, ErrRegister, ErrFull, ErrWAL.
+// Errors: ErrEvent, ErrRegister, ErrLocality, ErrFull, ErrWAL.
 func (l *Log) Extend(ctx context.Context, domain, operation, content string, pcr *uint64) error {
 	text, err := eventText(domain, operation, content)
 	if err != nil {
 		return err
+	}
+	if domain == Domain {
+		why := "the domain " + Domain + " is the attestation agent's own"
+		return podvm.Explain(fmt.Errorf("%w: %s", ErrEvent, why), why)
 	}
 	number := l.defaultPCR
 	if pcr != nil {

@@ -111,9 +111,15 @@ func (c crashing) remove(p string) error {
 	return c.do(func() error { return c.files.remove(p) }, nil)
 }
 
+// options are those of a platform with the bank's algorithm: TDX, or a TPM.
 func options(host podvm.Host, b *bank) Options {
-	p, _ := PlatformOf("tdx")
-	return Options{Host: host, Platform: p, Registers: b, DefaultPCR: 17, Log: slog.New(slog.DiscardHandler)}
+	o := Options{Host: host, Registers: b, DefaultPCR: 17, Log: slog.New(slog.DiscardHandler)}
+	o.Platform, _ = PlatformOf("tdx")
+	if b.alg.ID == sha256.ID {
+		o.Platform, _ = PlatformOf("tpm")
+		o.DefaultPCR = 23
+	}
+	return o
 }
 
 // agrees fails unless the log explains every register, and returns how many
@@ -138,7 +144,7 @@ func agrees(t *testing.T, host podvm.Host, b *bank) int {
 		}
 		values[register] = b.alg.sum(old, digest)
 	}
-	for i := range uint32(6) {
+	for i := range uint32(24) {
 		live, _ := b.Read(i)
 		want := values[i]
 		if want == nil {
@@ -151,27 +157,30 @@ func agrees(t *testing.T, host podvm.Host, b *bank) int {
 	return n
 }
 
-// A crash at every step of an event, before it or in the middle of it, and then
-// at every step of the recovery, never leaves a log that does not explain the
-// registers, nor a start that is refused.
-func TestCrashAtEveryStep(t *testing.T) {
-	seven := uint64(7)
+// crashes does one operation over and over, with a crash at every step of it,
+// before the step or in the middle, and then at every step of the recovery. None
+// leaves a log that does not explain the registers, nor a start that is refused.
+// prepare comes before do, then comes after the last recovery with the number
+// of events there are and whether do had finished. It returns how many steps do
+// has.
+func crashes(t *testing.T, alg Algorithm, prepare, do func(*Log) error, then func(l *Log, events int, finished bool) int) (steps int) {
+	t.Helper()
 	for _, torn := range []bool{false, true} {
-		for at := 0; ; at++ {
-			finished := false
+		finished := false
+		for at := 0; !finished; at++ {
+			steps = at
 			for again := -1; ; again++ { // -1: the recovery does not crash
-				host, b := podvm.Host{Root: t.TempDir()}, newBank(sha384)
+				host, b := podvm.Host{Root: t.TempDir()}, newBank(alg)
 				l, err := Open(t.Context(), options(host, b))
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := l.Extend(t.Context(), "d", "first", "c", nil); err != nil {
+				if err := prepare(l); err != nil {
 					t.Fatal(err)
 				}
 				b.fuse = &fuse{left: at, torn: torn}
 				l.disk = crashing{files{host}, b.fuse}
-				// Another register than the default: recovery must use it too.
-				err = l.Extend(t.Context(), "d", "second", "c", &seven)
+				err = do(l)
 				finished = err == nil
 				if err != nil && !errors.Is(err, errCrash) {
 					t.Fatal(err)
@@ -187,15 +196,8 @@ func TestCrashAtEveryStep(t *testing.T) {
 				if err != nil {
 					t.Fatalf("torn %v, step %d, then step %d: %v", torn, at, again, err)
 				}
-				n := agrees(t, host, b)
-				if n < 1 || n > 2 || finished && n != 2 {
-					t.Errorf("torn %v, step %d, then %d: %d events", torn, at, again, n)
-				}
-				if err := l.Extend(t.Context(), "d", "third", "c", nil); err != nil {
-					t.Fatal(err)
-				}
-				if agrees(t, host, b) != n+1 {
-					t.Error("an event is lost")
+				if want := then(l, agrees(t, host, b), finished); agrees(t, host, b) != want {
+					t.Fatalf("torn %v, step %d, then %d: not %d events in the end", torn, at, again, want)
 				}
 				if _, err := os.Stat(host.Path(walPath)); !errors.Is(err, fs.ErrNotExist) {
 					t.Errorf("the file of the event in progress stays: %v", err)
@@ -204,13 +206,33 @@ func TestCrashAtEveryStep(t *testing.T) {
 					break
 				}
 			}
-			if finished {
-				if at != 5 { // write, rename, extend, write, remove
-					t.Errorf("an event has %d steps", at)
-				}
-				break
-			}
 		}
+	}
+	return steps
+}
+
+func TestCrashAtEveryStep(t *testing.T) {
+	seven := uint64(7)
+	for name, alg := range map[string]Algorithm{"RTMRs": sha384, "PCRs": sha256} {
+		t.Run(name, func(t *testing.T) {
+			steps := crashes(t, alg, func(l *Log) error {
+				return l.Extend(t.Context(), "d", "first", "c", nil)
+			}, func(l *Log) error {
+				// Another register than the default: recovery must use it too.
+				return l.Extend(t.Context(), "d", "second", "c", &seven)
+			}, func(l *Log, events int, finished bool) int {
+				if events < 1 || events > 2 || finished && events != 2 {
+					t.Errorf("%d events", events)
+				}
+				if err := l.Extend(t.Context(), "d", "third", "c", nil); err != nil {
+					t.Fatal(err)
+				}
+				return events + 1
+			})
+			if steps != 5 { // write, rename, extend, write, remove
+				t.Errorf("an event has %d steps", steps)
+			}
+		})
 	}
 }
 

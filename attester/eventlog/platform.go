@@ -11,8 +11,13 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// ErrRegister says that the TEE has no such register.
-var ErrRegister = errors.New("no such register")
+// What can be wrong with a register.
+var (
+	// ErrRegister says that the TEE has no such register.
+	ErrRegister = errors.New("no such register")
+	// ErrLocality says that the register is not the guest's to extend.
+	ErrLocality = errors.New("a register that guests cannot extend")
+)
 
 // Registers are measurement registers of a TEE. An index is the number that
 // stands in log entries.
@@ -74,7 +79,7 @@ func PlatformOf(tee string) (Platform, bool) {
 	return p, ok
 }
 
-// Register returns the register for a PCR. Errors: ErrRegister.
+// Register returns the register for a PCR. Errors: ErrRegister, ErrLocality.
 func (p Platform) Register(pcr uint64) (uint32, error) { return p.register(pcr) }
 
 // tdxRegister maps a PCR to the measurement register of TDX: 1 to 4 are RTMR0
@@ -92,10 +97,18 @@ func tdxRegister(pcr uint64) (uint32, error) {
 	return 4, nil
 }
 
-// pcrRegister is the identity on the PCRs of a TPM.
+// pcrRegister is the identity on the PCRs of a TPM. 17 to 22 are those of a
+// dynamic root of trust: Linux speaks to the TPM at locality 0, which cannot
+// extend them.
+// Source: TCG PC Client Platform TPM Profile, PCR attributes.
 func pcrRegister(pcr uint64) (uint32, error) {
-	if pcr > 23 {
+	switch {
+	case pcr > 23:
 		return 0, podvm.Explain(fmt.Errorf("%w: PCR %d", ErrRegister, pcr), "a TPM has PCRs 0 to 23")
+	case 17 <= pcr && pcr <= 22:
+		why := fmt.Sprintf("PCR %d cannot be extended from inside a guest: name another, "+
+			"or set init_pcr = 23 in [eventlog_config] for events that name none", pcr)
+		return 0, podvm.Explain(fmt.Errorf("%w: %s", ErrLocality, why), why)
 	}
 	return uint32(pcr), nil
 }
