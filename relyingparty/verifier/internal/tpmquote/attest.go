@@ -11,6 +11,7 @@ const (
 	generated   = 0xFF544347 // TPM_GENERATED_VALUE
 	attestQuote = 0x8018     // TPM_ST_ATTEST_QUOTE
 	algSHA256   = 0x000B     // TPM_ALG_SHA256
+	algRSASSA   = 0x0014     // TPM_ALG_RSASSA
 	clockSize   = 8 + 4 + 4  // clock, reset count, restart count
 	maxName     = 2 + 64     // TPM2B_NAME: an algorithm and a digest
 	maxNonce    = 64         // TPM2B_DATA with the hashes of today's TPMs
@@ -85,4 +86,16 @@ func parseAttest(message []byte) (attest, error) {
 	c.must(len(a.digest) == RegisterSize, "pcrDigest of %d bytes, must be of %d", len(a.digest), RegisterSize)
 	c.must(len(c.rest) == 0, "%d bytes behind the quote", len(c.rest))
 	return a, c.err
+}
+
+// ParseSignature returns the bare signature in a TPMT_SIGNATURE, which must be
+// of RSASSA with SHA-256. Source: TCG TPM 2.0 Library Part 2 §11.3.4.
+func ParseSignature(b []byte) ([]byte, error) {
+	c := &cutter{rest: b}
+	scheme, hash := c.number("sigAlg", 2), c.number("hash", 2)
+	c.must(scheme == algRSASSA && hash == algSHA256, "signature of scheme %#x with hash %#x, must be RSASSA (%#x) with SHA-256 (%#x)",
+		scheme, hash, algRSASSA, algSHA256)
+	out := c.sized("sig", maxKeyBits/8)
+	c.must(len(c.rest) == 0, "%d bytes behind the signature", len(c.rest))
+	return out, c.err
 }
