@@ -111,9 +111,11 @@ func TestResourceErrors(t *testing.T) {
 		want   []error
 		cause  string
 	}{
-		"token refused":          {refuser(401, "TokenVerifierError", "Token Verifier error"), []error{ErrUnauthorized}, "did not accept the attestation token"},
-		"token missing":          {refuser(401, "TokenNotFound", "Attestation Token not found"), []error{ErrUnauthorized}, "Attestation Token not found"},
-		"policy denies":          {refuser(401, "PolicyDeny", "Access denied by policy"), []error{ErrUnauthorized, ErrDenied}, "denied by the resource policy"},
+		"token refused": {refuser(401, "TokenVerifierError", "Token Verifier error"), []error{ErrUnauthorized}, "did not accept the attestation token"},
+		"token missing": {refuser(401, "TokenNotFound", "Attestation Token not found"), []error{ErrUnauthorized}, "Attestation Token not found"},
+		"policy denies": {refuser(401, "PolicyDeny", "Access denied by policy"), []error{ErrUnauthorized, ErrDenied}, "denied by the resource policy"},
+		"policy denies for a reason": {refuser(401, "PolicyDeny", "Access denied by policy: cpu0 warning (hardware 97): tdx.tcb_status is \"OutOfDate\" (KBS request ABC)"),
+			[]error{ErrUnauthorized, ErrDenied}, `(Access denied by policy: cpu0 warning (hardware 97): tdx.tcb_status is "OutOfDate" (KBS request ABC))`},
 		"policy denies with 403": {refuser(403, "PolicyDeny", "Access denied by policy"), []error{ErrDenied}, "denied by the resource policy"},
 		"missing, as 401":        {refuser(401, "PluginInternalError", "Plugin internal error"), []error{ErrNotFound}, "probably does not exist"},
 		"no such plugin":         {refuser(404, "PluginNotFound", "x"), []error{ErrNotFound}, "no such resource plugin at the KBS: resource"},
@@ -144,7 +146,7 @@ func TestResourceErrors(t *testing.T) {
 		"plain text instead of JWE": {func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = w.Write([]byte("secret"))
 		}, []error{ErrDecrypt}, "not encrypted to the key of this guest"},
-		"control characters in the detail": {refuser(401, "X", "a\x1b[31m\nb"+strings.Repeat("c", 500)), []error{ErrUnauthorized}, "a [31m bccc"},
+		"control characters in the detail": {refuser(401, "X", "a\x1b[31m\nb"+strings.Repeat("c", 5000)), []error{ErrUnauthorized}, "a [31m bccc"},
 	}
 	u, err := ParseURI("kbs:///a/b/c")
 	if err != nil {
@@ -168,7 +170,7 @@ func TestResourceErrors(t *testing.T) {
 			if !strings.Contains(podvm.Cause(err), tt.cause) {
 				t.Errorf("cause %q lacks %q", podvm.Cause(err), tt.cause)
 			}
-			if strings.ContainsAny(err.Error(), "\x1b\n") || len(err.Error()) > 2000 {
+			if strings.ContainsAny(err.Error(), "\x1b\n") || len(err.Error()) > 3000 {
 				t.Errorf("text %q", err)
 			}
 		})
@@ -338,5 +340,30 @@ func TestNewClientRefuses(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+func TestReasonsOfADenial(t *testing.T) {
+	u, err := ParseURI("kbs:///a/b/c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for detail, want := range map[string]string{
+		"Access denied by policy":               "",
+		"Access denied by policy: cpu0 warning": "cpu0 warning",
+		"Access denied by policy: a\x1b\nb":     "a  b",
+		"something else":                        "",
+		"":                                      "",
+	} {
+		k := newFakeKBS(t)
+		k.onGet = refuser(401, "PolicyDeny", detail)
+		_, err := k.client(t, nil).Resource(t.Context(), mustToken(t), u)
+		if got := Reasons(err); !errors.Is(err, ErrDenied) || got != want {
+			t.Errorf("%q: %q of %v, want %q", detail, got, err, want)
+		}
+		k.onGet = refuser(401, "TokenVerifierError", detail)
+		if _, err := k.client(t, nil).Resource(t.Context(), mustToken(t), u); Reasons(err) != "" {
+			t.Errorf("%q: reasons of a refused token: %q", detail, Reasons(err))
+		}
 	}
 }

@@ -1,6 +1,9 @@
 package kbs
 
-import "errors"
+import (
+	"errors"
+	"strings"
+)
 
 // What callers tell apart. Every one of them is wrapped with a cause for
 // podvm.Cause that names what to check.
@@ -27,3 +30,22 @@ var (
 	// ErrToken says that bytes are not a token with its key.
 	ErrToken = errors.New("not an attestation token with its key")
 )
+
+// textDenied is what a KBS says when its resource policy refuses; a relying
+// party of ours has ": " and the reasons behind it.
+// Source: trustee kbs/src/error.rs at 78962cd4.
+const textDenied = "Access denied by policy"
+
+// Reasons returns why the KBS denied access, in its words: printable and at most
+// 1024 bytes, or "" when err is no denial or comes without a reason.
+func Reasons(err error) string {
+	var e *httpError
+	if !errors.Is(err, ErrDenied) || !errors.As(err, &e) {
+		return ""
+	}
+	reasons, ok := strings.CutPrefix(e.detail(), textDenied+": ")
+	if !ok {
+		return ""
+	}
+	return reasons
+}

@@ -24,6 +24,7 @@ const (
 	maxErrorBody = 64 << 10
 	maxChallenge = 64 << 10
 	maxToken     = 1 << 20
+	maxDetail    = 1 << 10 // of the explanation in an error body
 )
 
 // requestTimeout bounds one HTTP request with its answer.
@@ -118,7 +119,7 @@ func (e *httpError) detail() string {
 	if e.info == nil {
 		return fmt.Sprintf("HTTP status %d without an explanation", e.status)
 	}
-	return podvm.Printable(e.info.Detail, 256)
+	return podvm.Printable(e.info.Detail, maxDetail)
 }
 
 // send makes the exchange and returns the body of an answer with status 200.

@@ -87,7 +87,11 @@ func explain(u kbs.URI, err error) error {
 	case errors.Is(err, kbs.ErrNotFound):
 		return notFound(u, err)
 	case errors.Is(err, kbs.ErrDenied):
-		return podvm.Explain(err, "access denied by the resource policy at the KBS")
+		cause := "access denied by the resource policy at the KBS"
+		if why := kbs.Reasons(err); why != "" {
+			cause += ": " + why
+		}
+		return podvm.Explain(err, cause)
 	case errors.Is(err, kbs.ErrUnauthorized):
 		return podvm.Explain(fmt.Errorf("%w: %w", errUnauthorized, err), "request unauthorized: the KBS refused the token")
 	}

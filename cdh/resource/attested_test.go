@@ -117,6 +117,13 @@ func TestRefusals(t *testing.T) {
 			uri: uri, is: kbs.ErrDenied, cause: "access denied by the resource policy at the KBS", tokens: 1,
 			answer: func(w http.ResponseWriter, _ *kbs.TEEKey) { cdhtest.Fail(w, 403, "PolicyDeny", hostile) },
 		},
+		"denied for a reason": {
+			uri: uri, is: kbs.ErrDenied, tokens: 1,
+			cause: "access denied by the resource policy at the KBS: cpu0 warning (configuration 36): tdx.td_attributes.debug is true, and much more" + strings.Repeat(" x", 400),
+			answer: func(w http.ResponseWriter, _ *kbs.TEEKey) {
+				cdhtest.Fail(w, 401, "PolicyDeny", "Access denied by policy: cpu0 warning (configuration 36): tdx.td_attributes.debug is true,\x1band much more"+strings.Repeat(" x", 1000))
+			},
+		},
 		"every token refused": {
 			uri: uri, is: errUnauthorized, cause: "request unauthorized: the KBS refused the token", tokens: 2,
 			answer: func(w http.ResponseWriter, _ *kbs.TEEKey) { cdhtest.Fail(w, 401, "TokenVerifierError", hostile) },
@@ -358,6 +365,12 @@ func TestAgentFailures(t *testing.T) {
 				return nil, status.Error(codes.Internal, "[ERROR:attestation-agent] AA-KBC get token failed: the KBS refused the evidence (request 0a1b2c3d)")
 			},
 			"no attestation token: [ERROR:attestation-agent] AA-KBC get token failed: the KBS refused the evidence (request 0a1b2c3d)",
+		},
+		"evidence refused for a long reason": {
+			func(context.Context) ([]byte, error) {
+				return nil, status.Error(codes.Internal, strings.Repeat("x", 1200)+" the end")
+			},
+			strings.Repeat("x", 1200) + " the end",
 		},
 		"no token in the answer": {func(context.Context) ([]byte, error) { return []byte(`{}`), nil }, "not a token"},
 		"an empty answer":        {func(context.Context) ([]byte, error) { return nil, nil }, "not a token"},

@@ -28,6 +28,9 @@ const (
 	// It is shorter than tokenTimeout, which is also the deadline of our own
 	// callers, so that they get to read who is missing.
 	aaWait = 45 * time.Second
+	// maxCause cuts, in bytes, why the attestation agent has no token: room for the
+	// 1024 that package kbs takes from a KBS.
+	maxCause = 1536
 )
 
 // errNoAA says that the attestation agent does not listen.
@@ -191,7 +194,7 @@ func (t *tokens) explain(err error) error {
 		return podvm.Explain(err, "the attestation agent went away")
 	}
 	// The agent says why it has no token, in words meant for the outside.
-	return podvm.Explain(err, "no attestation token: "+podvm.Printable(status.Convert(errors.Unwrap(err)).Message(), 512))
+	return podvm.Explain(err, "no attestation token: "+podvm.Printable(status.Convert(errors.Unwrap(err)).Message(), maxCause))
 }
 
 // close ends a request in progress and the connection.

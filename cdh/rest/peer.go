@@ -76,6 +76,9 @@ func (p *peer) do(ctx context.Context, call func(context.Context, *ttrpc.Client)
 	return e
 }
 
+// maxCause cuts, in bytes, what a container is told: as much as our daemons tell.
+const maxCause = 2048
+
 // Parts of a status text of our daemons and of upstream's.
 var (
 	statusPrefix = regexp.MustCompile(`^\[(?:CDH|ERROR:attestation-agent)\] (?:\[ERROR\]: )?`)
@@ -107,5 +110,5 @@ func reason(err error) (cause, request string) {
 			text = after
 		}
 	}
-	return podvm.Printable(text, 512), request
+	return podvm.Printable(text, maxCause), request
 }

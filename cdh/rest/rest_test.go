@@ -164,7 +164,7 @@ func TestRoutes(t *testing.T) {
 		{"attestation", "GET", "/cdh/other", "", 404, "", "Resource Feature Not Enabled"},
 		{"all", "GET", "/cdh/resource/denied/a/b", "", 500, "", "ttrpc request error: access denied by policy (request ab12cd34)"},
 		{"all", "GET", "/cdh/resource/upstream/a/b", "", 500, "", "ttrpc request error: Get Resource failed (request ID)"},
-		{"all", "GET", "/cdh/resource/hostile/a/b", "", 500, "", "ttrpc request error: a  Set-Cookie: x [2J" + strings.Repeat("y", 512-20) + "… (request ID)"},
+		{"all", "GET", "/cdh/resource/hostile/a/b", "", 500, "", "ttrpc request error: a  Set-Cookie: x [2J" + strings.Repeat("y", maxCause-20) + "… (request ID)"},
 
 		{"all", "GET", "/aa/token", "", 400, "", "BAD REQUEST"},
 		{"all", "GET", "/aa/token?token_typ=kbs", "", 400, "", "BAD REQUEST"},
