@@ -29,8 +29,17 @@ const (
 	detailPlugin = "Plugin internal error"
 )
 
-// failure is an answer that is not 200. detail goes to the client; err is the
-// whole story and goes to the log only.
+const (
+	// maxDetailBytes cuts a cause in a detail: our client reads 1024 bytes of it,
+	// and the text before it and the request id are to be among them.
+	maxDetailBytes = 896
+	// maxLogBytes cuts an error in the log.
+	maxLogBytes = 4096
+)
+
+// failure is an answer that is not 200. detail goes to the client, with the id
+// under which the log has the rest; err is the whole story and goes to the log
+// only.
 type failure struct {
 	status  int
 	variant string
@@ -53,9 +62,10 @@ func fault(variant, detail string, err error) error {
 	return &failure{status: http.StatusUnauthorized, variant: variant, detail: detail, err: err}
 }
 
-// because adds a cause to a detail for an authenticated administrator.
+// because adds a cause to a detail that the client may know: a guest what it
+// sent itself, an authenticated administrator anything.
 func because(detail string, err error) string {
-	return detail + ": " + podvm.Printable(err.Error(), 1000)
+	return detail + ": " + podvm.Printable(err.Error(), maxDetailBytes)
 }
 
 // fail answers with the failure and logs it.
@@ -68,8 +78,8 @@ func (s *Server) fail(c *call, err error) {
 	case !errors.As(err, &f):
 		f = &failure{status: http.StatusUnauthorized, variant: variantPlugin, detail: detailPlugin, err: err}
 	}
-	c.log.Warn("Request refused", "status", f.status, "variant", f.variant, "err", podvm.Printable(f.Error(), 2048))
-	body, err := json.Marshal(kbs.ErrorInfo{Type: kbs.ErrorTypePrefix + f.variant, Detail: f.detail})
+	c.log.Warn("Request refused", "status", f.status, "variant", f.variant, "err", podvm.Printable(f.Error(), maxLogBytes))
+	body, err := json.Marshal(kbs.ErrorInfo{Type: kbs.ErrorTypePrefix + f.variant, Detail: f.detail + " (KBS request " + c.id + ")"})
 	if err != nil {
 		c.log.Error("Encoding the answer", "err", err)
 	}

@@ -101,6 +101,13 @@ func (a answer) variant() string {
 	return e.Type[len(kbs.ErrorTypePrefix):]
 }
 
+// detail is the explanation of the error in the answer.
+func (a answer) detail() string {
+	var e kbs.ErrorInfo
+	_ = json.Unmarshal(a.body, &e)
+	return e.Detail
+}
+
 func (a answer) String() string { return fmt.Sprintf("%d %s %.300s", a.status, a.variant(), a.body) }
 
 // do sends one request; opts change it before it goes.

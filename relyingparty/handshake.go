@@ -9,7 +9,11 @@ import (
 
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/relyingparty/attestation"
+	"github.com/sealpod/sealpod/relyingparty/policy"
 	"github.com/sealpod/sealpod/relyingparty/session"
+	"github.com/sealpod/sealpod/relyingparty/token"
+	"github.com/sealpod/sealpod/relyingparty/verifier"
 )
 
 // cookieName names the session cookie.
@@ -95,7 +99,7 @@ func (s *Server) serveAttest(c *call) error {
 	ses, err := s.session(c)
 	if err != nil {
 		s.metrics.add("kbs_attestation_errors_total")
-		return fault(variantAttestation, detailAttest, err)
+		return fault(variantAttestation, because(detailAttest, attestCause(err)), err)
 	}
 	c.log = c.log.With("tee", ses.TEE)
 	if ses.Token == "" {
@@ -105,7 +109,7 @@ func (s *Server) serveAttest(c *call) error {
 			if errors.As(err, &tooLarge) {
 				return err
 			}
-			return fault(variantAttestation, detailAttest, err)
+			return fault(variantAttestation, because(detailAttest, attestCause(err)), err)
 		}
 		s.metrics.add("kbs_attestation_successes_total", "tee_type", ses.TEE)
 		s.metrics.attestations.Add(1)
@@ -126,13 +130,38 @@ func (s *Server) attestSession(c *call, ses *session.Session) error {
 	defer s.work.Release(int64(len(raw)))
 	var a kbs.Attestation
 	if err := json.Unmarshal(raw, &a); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", attestation.ErrAttestation, err)
 	}
 	result, err := s.attest.Attest(c.r.Context(), ses.TEE, ses.Nonce, a)
 	if err != nil {
 		return err
 	}
 	c.log = c.log.With("status", result.Status)
+	if result.Unmet != "" {
+		c.log = c.log.With("unmet", podvm.Printable(result.Unmet, maxLogBytes))
+	}
 	ses.Token, err = s.sessions.Settle(c.r.Context(), ses.ID, result.Token)
 	return err
+}
+
+// attestCause is what the guest is told of an attestation that is refused. Which
+// check its evidence does not pass tells it nothing that it does not know. What
+// is wrong on this side it may know of in general only.
+func attestCause(err error) error {
+	for _, own := range []error{attestation.ErrAttestation, attestation.ErrNonce, attestation.ErrTEE, verifier.ErrEvidence} {
+		if errors.Is(err, own) {
+			return err
+		}
+	}
+	switch {
+	case errors.Is(err, session.ErrNotFound), errors.Is(err, http.ErrNoCookie):
+		return errors.New("no such session: it is over, or another relying party has it")
+	case errors.Is(err, policy.ErrNone):
+		return errors.New("no attestation policy for this kind of evidence")
+	case errors.Is(err, policy.ErrEval), errors.Is(err, policy.ErrPolicy):
+		return errors.New("the attestation policy gives no result")
+	case errors.Is(err, token.ErrTooLarge):
+		return errors.New("the evidence does not fit into a token")
+	}
+	return errors.New("the relying party cannot verify evidence at the moment")
 }

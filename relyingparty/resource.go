@@ -9,6 +9,7 @@ import (
 
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/relyingparty/attestation"
 	"github.com/sealpod/sealpod/relyingparty/policy"
 	"github.com/sealpod/sealpod/relyingparty/store"
 	"github.com/sealpod/sealpod/relyingparty/token"
@@ -127,26 +128,28 @@ func (s *Server) checkResourcePolicy(c *call, claims token.Claims) error {
 		return fault(variantPolicyEngine, "Policy engine error", err)
 	case !allowed:
 		s.metrics.add("kbs_policy_violations_total")
-		return fault(variantDenied, "Access denied by policy",
-			fmt.Errorf("%s does not allow %s for a token with %s", policy.ResourceID,
-				podvm.Printable(strings.Join(c.path, "/"), 256), statuses(claims)))
+		reasons, err := p.Reasons(c.r.Context(), claims, data)
+		if err != nil {
+			c.log.Warn("The resource policy gives no reasons", "err", podvm.Printable(err.Error(), maxLogBytes))
+		}
+		why := refusal(reasons, attestation.Unmet(claims))
+		return fault(variantDenied, because("Access denied by policy", why),
+			fmt.Errorf("%s does not allow %s: %w", policy.ResourceID, podvm.Printable(strings.Join(c.path, "/"), 256), why))
 	}
 	s.metrics.add("kbs_policy_approvals_total")
 	return nil
 }
 
-// statuses says in a few words what the token thinks of the guest.
-func statuses(claims token.Claims) string {
-	submods, _ := claims["submods"].(map[string]any)
-	var words []string
-	for name, v := range submods {
-		submod, _ := v.(map[string]any)
-		words = append(words, fmt.Sprintf("%s %v %v", name, submod["ear.status"], submod["ear.trustworthiness-vector"]))
+// refusal is why a resource policy refuses a guest: its own reasons, and what
+// the attestation policy did not affirm.
+func refusal(reasons []string, unmet string) error {
+	if unmet != "" {
+		reasons = append(reasons, unmet)
 	}
-	if len(words) == 0 {
-		return "no appraisal"
+	if len(reasons) == 0 {
+		return errors.New("the guest is affirmed, but may not read this")
 	}
-	return strings.Join(words, ", ")
+	return errors.New(strings.Join(reasons, "; "))
 }
 
 // serveChangeResource is POST and DELETE by the administrator.

@@ -25,6 +25,7 @@ const maxPathBytes = 4096
 type call struct {
 	w    http.ResponseWriter
 	r    *http.Request
+	id   string // of the request, in the log and in every refusal
 	log  *slog.Logger
 	path []string          // segments after the endpoint or plugin name
 	args map[string]string // query
@@ -40,7 +41,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	r.Body = http.MaxBytesReader(w, r.Body, s.cfg.MaxBodyBytes)
 	c := &call{
-		w: w, r: r.WithContext(ctx),
+		w: w, r: r.WithContext(ctx), id: id,
 		log: s.log.With("req", id, "method", r.Method, "path", podvm.Printable(r.URL.Path, 256)),
 	}
 	defer func() {

@@ -92,7 +92,7 @@ func TestDefaultInstallOpensNothingToSample(t *testing.T) {
 	g := newGuest(p)
 	g.handshake()
 	a := p.do("GET", "/kbs/v0/resource/a/b/c", nil, withBearer(g.token))
-	if a.status != 401 || a.variant() != "PolicyDeny" || !strings.Contains(string(a.body), `"Access denied by policy"`) {
+	if a.status != 401 || a.variant() != "PolicyDeny" || !strings.Contains(a.detail(), "Access denied by policy: the evidence is only a sample; cpu0 contraindicated (executables 33, hardware 97): ") {
 		t.Error(a)
 	}
 	if log := p.log.String(); !strings.Contains(log, "resource-policy does not allow a/b/c") || !strings.Contains(log, "cpu0 contraindicated") {

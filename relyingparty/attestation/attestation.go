@@ -87,6 +87,8 @@ type Result struct {
 	// Status has the overall tier of each appraisal, by name, as in
 	// "cpu0": "affirming".
 	Status map[string]string
+	// Unmet says in words what is not affirmed and why; see Unmet.
+	Unmet string
 }
 
 // Attest verifies the primary evidence of the kind tee and all additional
@@ -107,7 +109,7 @@ func (s *Service) Attest(ctx context.Context, tee, nonce string, a kbs.Attestati
 	if err != nil {
 		return Result{}, err
 	}
-	submods, status, counts := map[string]any{}, map[string]string{}, map[string]int{}
+	submods, appraisals, counts := map[string]any{}, map[string]policy.Appraisal{}, map[string]int{}
 	for i, p := range parts {
 		claims, err := s.verifiers[p.tee].Verify(ctx, p.evidence, p.want)
 		if err != nil {
@@ -119,15 +121,17 @@ func (s *Service) Attest(ctx context.Context, tee, nonce string, a kbs.Attestati
 		for _, c := range claims {
 			name := fmt.Sprintf("%s%d", c.Class, counts[c.Class])
 			counts[c.Class]++
-			appraisal, tier, err := s.appraise(ctx, p, c)
-			if err != nil {
+			if submods[name], appraisals[name], err = s.appraise(ctx, p, c); err != nil {
 				return Result{}, fmt.Errorf("appraising %s evidence as %s: %w", p.tee, name, err)
 			}
-			submods[name], status[name] = appraisal, tier
 		}
 	}
-	text, err := s.issuer.Issue(submods)
-	return Result{Token: text, Status: status}, err
+	result := Result{Status: map[string]string{}, Unmet: inWords(appraisals)}
+	for name, a := range appraisals {
+		result.Status[name] = a.Status
+	}
+	result.Token, err = s.issuer.Issue(submods)
+	return result, err
 }
 
 // part is one piece of evidence with what it must be bound to.
@@ -193,26 +197,30 @@ func readDevices(text string) (map[string]json.RawMessage, error) {
 	return devices, nil
 }
 
-// appraise returns the submod of the token for one verified TEE, and its tier.
-func (s *Service) appraise(ctx context.Context, p part, c verifier.Claims) (map[string]any, string, error) {
+// appraise returns the submod of the token for one verified TEE, and what it
+// was made of.
+func (s *Service) appraise(ctx context.Context, p part, c verifier.Claims) (map[string]any, policy.Appraisal, error) {
 	input, err := annotated(p, c.Values)
 	if err != nil {
-		return nil, "", err
+		return nil, policy.Appraisal{}, err
 	}
 	pol, err := s.policies.Attestation(ctx, policyID+"_"+c.Class)
 	if err != nil {
-		return nil, "", err
+		return nil, policy.Appraisal{}, err
 	}
 	a, err := pol.Appraise(ctx, input)
 	if err != nil {
-		return nil, "", err
+		return nil, policy.Appraisal{}, err
 	}
 	submod := maps.Clone(a.Extensions)
 	submod["ear.status"] = a.Status
 	submod["ear.trustworthiness-vector"] = a.Vector
 	submod["ear.appraisal-policy-id"] = policyID
 	submod["ear.veraison.annotated-evidence"] = input
-	return submod, a.Status, nil
+	if len(a.Reasons) > 0 {
+		submod[policy.ReasonsExtension] = a.Reasons
+	}
+	return submod, a, nil
 }
 
 // annotated is the input of the policy and, unchanged, the annotated evidence

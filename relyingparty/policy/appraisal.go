@@ -17,6 +17,10 @@ type Appraisal struct {
 	Vector map[string]int
 	// Extensions are further members of the appraisal, by name.
 	Extensions map[string]any
+	// Reasons say for people what is not affirmed and why: the strings of
+	// data.policy.reasons, printable, at most 16 of at most 256 bytes. The guest
+	// gets to read them.
+	Reasons []string
 }
 
 // The tiers of AR4SI (draft-ietf-rats-ar4si), from none to worst.
@@ -63,8 +67,8 @@ func isClaim(name string) bool {
 	return false
 }
 
-// Appraise evaluates data.policy.trust_claims and data.policy.extensions for
-// the input. A rule trust_claims that is undefined, empty, or has an unknown
+// Appraise evaluates data.policy.trust_claims, data.policy.extensions and
+// data.policy.reasons for the input. A rule trust_claims that is undefined, empty, or has an unknown
 // name or a value outside -128..127 is ErrEval, as is an evaluation that
 // breaks. A policy without that rule sets no claims.
 func (p *Policy) Appraise(ctx context.Context, input any) (Appraisal, error) {
@@ -85,6 +89,7 @@ func (p *Policy) Appraise(ctx context.Context, input any) (Appraisal, error) {
 	if err := a.setExtensions(first(result["extensions"])); err != nil {
 		return Appraisal{}, fmt.Errorf("%w %s: %w", ErrEval, p.id, err)
 	}
+	a.Reasons = ReadReasons(first(result["reasons"]))
 	return a, nil
 }
 
@@ -135,7 +140,7 @@ func (a *Appraisal) setExtensions(extensions any) error {
 // reserved are the members of an appraisal that no extension may replace.
 func reserved(name string) bool {
 	switch name {
-	case "ear.status", "ear.trustworthiness-vector", "ear.appraisal-policy-id", "ear.veraison.annotated-evidence":
+	case "ear.status", "ear.trustworthiness-vector", "ear.appraisal-policy-id", "ear.veraison.annotated-evidence", ReasonsExtension:
 		return true
 	}
 	return false

@@ -20,3 +20,12 @@ trust_claims := {
 }
 
 hardware := 2 if input.sampledevice.svn in query_reference_value("device_svn")
+
+reasons contains "the policy has no rules for executables and configuration of a device"
+
+reasons contains "reference value \"device_svn\" is not set" if query_reference_value("device_svn") == null
+
+reasons contains "sampledevice.svn is not among the reference values \"device_svn\"" if {
+	query_reference_value("device_svn") != null
+	hardware != 2
+}

@@ -15,4 +15,8 @@ allow if {
 	not sampled
 }
 
+reasons contains "the evidence is only a sample" if sampled
+
+reasons contains "only the plugin \"resource\" is open" if data.plugin != "resource"
+
 sampled if input.submods.cpu0["ear.veraison.annotated-evidence"].sample

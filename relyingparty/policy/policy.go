@@ -44,8 +44,10 @@ const (
 
 	packagePath   = "data.policy"
 	claimsRule    = "trust_claims"
-	appraiseQuery = `x := {"claims": [c | c := data.policy.trust_claims], "extensions": [e | e := data.policy.extensions]}`
-	allowQuery    = `x := data.policy.allow`
+	appraiseQuery = `x := {"claims": [c | c := data.policy.trust_claims], "extensions": [e | e := data.policy.extensions],
+		"reasons": [r | r := data.policy.reasons]}`
+	allowQuery   = `x := data.policy.allow`
+	reasonsQuery = `x := data.policy.reasons`
 )
 
 // Reference finds a reference value by name: any JSON value, or nil when there
@@ -116,20 +118,37 @@ func (p *Policy) Try(ctx context.Context) error {
 // Allow tells whether data.policy.allow is true for the input (the claims of a
 // token) and data (what is asked for). Undefined and anything but true is no.
 // An evaluation that breaks is ErrEval.
-func (p *Policy) Allow(ctx context.Context, input map[string]any, data map[string]any) (bool, error) {
+func (p *Policy) Allow(ctx context.Context, input, data map[string]any) (bool, error) {
+	x, err := p.ask(ctx, allowQuery, input, data)
+	return x == true, err
+}
+
+// Reasons evaluates data.policy.reasons, a set of strings, for what Allow said
+// no to. Most policies have no such rule, and then there are none. See
+// Appraisal.Reasons for what is kept. An evaluation that breaks is ErrEval.
+func (p *Policy) Reasons(ctx context.Context, input, data map[string]any) ([]string, error) {
+	x, err := p.ask(ctx, reasonsQuery, input, data)
+	return ReadReasons(x), err
+}
+
+// ask returns the value of the query, nil when it is undefined.
+func (p *Policy) ask(ctx context.Context, query string, input, data map[string]any) (any, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 	value, err := ast.InterfaceToValue(input)
 	if err != nil {
-		return false, fmt.Errorf("%w %s: encoding the input: %w", ErrEval, p.id, err)
+		return nil, fmt.Errorf("%w %s: encoding the input: %w", ErrEval, p.id, err)
 	}
 	// The data differ for every call, so only the policy is compiled ahead.
 	db := inmem.NewFromObjectWithOpts(data, inmem.OptRoundTripOnWrite(false))
-	rs, err := rego.New(rego.Query(allowQuery), rego.Compiler(p.compiler), rego.Store(db), rego.ParsedInput(value)).Eval(ctx)
+	rs, err := rego.New(rego.Query(query), rego.Compiler(p.compiler), rego.Store(db), rego.ParsedInput(value)).Eval(ctx)
 	if err != nil {
-		return false, p.evalError(ctx, err)
+		return nil, p.evalError(ctx, err)
 	}
-	return len(rs) == 1 && rs[0].Bindings["x"] == true, nil
+	if len(rs) != 1 {
+		return nil, nil
+	}
+	return rs[0].Bindings["x"], nil
 }
 
 func (p *Policy) eval(ctx context.Context, q rego.PreparedEvalQuery, input any) (rego.ResultSet, error) {

@@ -274,20 +274,26 @@ func TestSetPrefersTheStoreAndSeesOtherWriters(t *testing.T) {
 	}
 }
 
-func BenchmarkAppraiseSample(b *testing.B) {
-	p := compile(b, Engine{Reference: values(nil)}, defaultCPU)
-	in := decode(b, sampleInput)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := p.Appraise(b.Context(), in); err != nil {
-			b.Fatal(err)
-		}
+func BenchmarkAppraise(b *testing.B) {
+	for name, c := range map[string]struct{ input, values string }{
+		"sample": {sampleInput, `{}`}, "snp": {snpInput, snpValues}, "tdx": {tdxInput, tdxValues}, "tdx refused": {tdxInput, `{}`},
+	} {
+		b.Run(name, func(b *testing.B) {
+			p := compile(b, Engine{Reference: values(decode(b, c.values))}, defaultCPU)
+			in := decode(b, c.input)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := p.Appraise(b.Context(), in); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
 func BenchmarkAllow(b *testing.B) {
 	p := compile(b, Engine{}, defaultResource)
-	in := decode(b, `{"submods":{"cpu0":{"ear.veraison.annotated-evidence":{"tdx":{}}}}}`)
+	in := decode(b, `{"submods":{"cpu0":{"ear.status":"affirming","ear.veraison.annotated-evidence":{"tdx":{}}}}}`)
 	data := map[string]any{"plugin": "resource", "resource-path": []any{"a", "b", "c"}, "query": map[string]any{}}
 	b.ReportAllocs()
 	for b.Loop() {
