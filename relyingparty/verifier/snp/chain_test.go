@@ -1,38 +1,36 @@
 package snp
 
 import (
-	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
 	"errors"
-	"math/big"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/sealpod/sealpod/relyingparty/verifier"
+	sim "github.com/sealpod/sealpod/teesim/snp"
 )
 
 // edited returns a VCEK for the model, its extensions changed.
-func (s *simulator) edited(m model, edit func([]pkix.Extension) []pkix.Extension) *x509.Certificate {
+func (s *simulator) edited(m sim.Fields, edit func([]pkix.Extension) []pkix.Extension) sim.Key {
 	s.t.Helper()
 	var ext []pkix.Extension
-	for _, e := range s.endorse(m.chip, m.tcb).Extensions {
+	for _, e := range s.endorse(m.ChipID, m.TCB).Certificate.Extensions {
 		if strings.HasPrefix(e.Id.String(), "1.3.6.1.4.1.3704.") {
 			ext = append(ext, e)
 		}
 	}
-	return s.certificate("SEV-VCEK", s.root.ASK, false, edit(ext))
+	return s.certify("SEV-VCEK", s.Makers().ASK, edit(ext), elliptic.P384())
 }
 
 func TestExtensionsOfTheKey(t *testing.T) {
 	s := newSimulator(t, Genoa)
 	m := s.model()
-	octets, err := asn1.Marshal(m.chip)
+	octets, err := asn1.Marshal(m.ChipID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,8 +69,8 @@ func TestExtensionsOfTheKey(t *testing.T) {
 func TestFirmwareOfTurinIncludesTheFMC(t *testing.T) {
 	s := newSimulator(t, Turin)
 	m := s.model()
-	key := s.endorse(m.chip, m.tcb)
-	m.tcb.FMC++
+	key := s.endorse(m.ChipID, m.TCB)
+	m.TCB.FMC++
 	_, err := s.verifier(Config{}).VerifyReport(t.Context(), s.report(m, key), []Certificate{vcek(key)})
 	if !errors.Is(err, verifier.ErrEvidence) || !strings.Contains(err.Error(), "firmware") {
 		t.Error(err)
@@ -82,18 +80,9 @@ func TestFirmwareOfTurinIncludesTheFMC(t *testing.T) {
 func TestKeyOnAnotherCurve(t *testing.T) {
 	s := newSimulator(t, Milan)
 	m := s.model()
-	small, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "SEV-VCEK"}, NotBefore: testTime.AddDate(-1, 0, 0), NotAfter: testTime.AddDate(1, 0, 0),
-	}, s.root.ASK, small.Public(), s.keys[s.root.ASK])
-	if err != nil {
-		t.Fatal(err)
-	}
-	report := s.report(m, s.endorse(m.chip, m.tcb))
-	_, err = s.verifier(Config{}).VerifyReport(t.Context(), report, []Certificate{{"VCEK", der}})
+	small := s.certify("SEV-VCEK", s.Makers().ASK, nil, elliptic.P256())
+	report := s.report(m, s.endorse(m.ChipID, m.TCB))
+	_, err := s.verifier(Config{}).VerifyReport(t.Context(), report, []Certificate{vcek(small)})
 	if !errors.Is(err, verifier.ErrEvidence) || !strings.Contains(err.Error(), "P-384") {
 		t.Error(err)
 	}
@@ -105,13 +94,13 @@ func TestOneProductDoesNotVouchForAnother(t *testing.T) {
 	milan, genoa := newSimulator(t, Milan), newSimulator(t, Genoa)
 	v := milan.verifier(Config{Roots: map[string]Root{Milan: milan.root, Genoa: genoa.root}})
 	m := milan.model()
-	key := milan.endorse(m.chip, m.tcb)
-	report := genoa.report(m, func() *x509.Certificate { genoa.keys[key] = milan.keys[key]; return key }())
+	key := milan.endorse(m.ChipID, m.TCB)
+	report := genoa.report(genoa.model(), key)
 	if _, err := v.VerifyReport(t.Context(), report, []Certificate{vcek(key)}); !errors.Is(err, verifier.ErrEvidence) {
 		t.Errorf("report of a Genoa with the key of a Milan: %v", err)
 	}
-	m.version, m.chip = 2, chipID[:8]
-	key = milan.endorse(chipID, m.tcb)
+	m.Version, m.ChipID = 2, otherChip[:8]
+	key = milan.endorse(otherChip, m.TCB)
 	if _, err := v.VerifyReport(t.Context(), milan.report(m, key), []Certificate{vcek(key)}); !errors.Is(err, verifier.ErrEvidence) {
 		t.Errorf("chip id of a Turin with the key of a Milan: %v", err)
 	}

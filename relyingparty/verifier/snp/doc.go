@@ -17,6 +17,12 @@
 // policy weighs. VMPL other than 0 is refused, because such a report speaks for
 // less than the whole guest.
 //
+// Revocation: AMD publishes lists signed by the ARK, which name certificates that
+// the ARK signed: the ASK and the ASVK. One that the guest sends along and that
+// of a source are both looked at. Endorsement keys are on no list, since all have
+// the serial number 0; what ends them is a firmware version that the policy no
+// longer accepts.
+//
 // Sources: AMD 56860 "SEV Secure Nested Paging Firmware ABI Specification" and
 // 57230 "VCEK Certificate and KDS Interface Specification"; trustee
 // deps/verifier/src/snp at 78962cd4.

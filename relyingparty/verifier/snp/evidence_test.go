@@ -34,7 +34,7 @@ var absent = new(int)
 func TestReportIsRebuiltByteForByte(t *testing.T) {
 	s := newSimulator(t, Turin)
 	m := s.model()
-	turin := s.report(m, s.endorse(m.chip, m.tcb))
+	turin := s.report(m, s.endorse(m.ChipID, m.TCB))
 	for name, report := range map[string][]byte{"Milan, version 2": realReport(), "Turin, version 5": turin} {
 		got, chain, err := parseEvidence(toJSON(t, report, Certificate{"VCEK", []byte{1, 0, 255}}))
 		if err != nil || !bytes.Equal(got, report) {
@@ -103,6 +103,7 @@ func FuzzVerify(f *testing.F) {
 	good := toJSON(f, realReport(), realVCEK())
 	f.Add([]byte(good))
 	f.Add([]byte(good[:500]))
+	f.Add([]byte(toJSON(f, realReport(), realVCEK(), Certificate{"CRL", []byte{0x30, 0}})))
 	f.Add([]byte(`{"attestation_report":{"version":3,"measurement":[1,2,3]},"cert_chain":[{"cert_type":"VCEK","data":[48]}]}`))
 	v := amd(f)
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -1,13 +1,12 @@
 package snp
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha512"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/asn1"
 	"encoding/binary"
 	"encoding/json"
 	"math/big"
@@ -15,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-sev-guest/abi"
 	"github.com/google/go-sev-guest/verify/testdata"
+	sim "github.com/sealpod/sealpod/teesim/snp"
 )
 
 // When the certificates of the tests are valid, AMD's included.
@@ -24,44 +23,35 @@ var testTime = time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func clock() time.Time { return testTime }
 
-// simulator signs reports like a chip of a product does, with its own root.
+// simulator is a simulated chip of a product, with a root of its own.
 type simulator struct {
-	t       testing.TB
-	product string
-	root    Root
-	keys    map[*x509.Certificate]*ecdsa.PrivateKey
+	*sim.Chip
+	t    testing.TB
+	root Root
 }
 
 func newSimulator(t testing.TB, product string) *simulator {
 	t.Helper()
-	s := &simulator{t: t, product: product, keys: map[*x509.Certificate]*ecdsa.PrivateKey{}}
-	s.root.ARK = s.certificate("ARK-"+product, nil, true, nil)
-	s.root.ASK = s.certificate("SEV-"+product, s.root.ARK, true, nil)
-	s.root.ASVK = s.certificate("SEV-VLEK-"+product, s.root.ARK, true, nil)
+	chip, err := sim.Open("", sim.Options{Product: product, Now: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &simulator{Chip: chip, t: t}
+	s.root.ARK, s.root.ASK, s.root.ASVK = chip.Roots()
 	return s
 }
 
-func (s *simulator) certificate(name string, issuer *x509.Certificate, ca bool, ext []pkix.Extension) *x509.Certificate {
+// certify makes a certificate that the maker would not make.
+func (s *simulator) certify(name string, issuer sim.Key, ext []pkix.Extension, curve elliptic.Curve) sim.Key {
 	s.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(int64(len(s.keys))), Subject: pkix.Name{CommonName: name},
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, ExtraExtensions: ext,
 		NotBefore: testTime.AddDate(-1, 0, 0), NotAfter: testTime.AddDate(1, 0, 0),
-		IsCA: ca, BasicConstraintsValid: true, ExtraExtensions: ext,
-	}
-	if ca {
-		template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
-	}
-	signer := key
-	if issuer == nil {
-		issuer = template
-	} else {
-		signer = s.keys[issuer]
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), signer)
+	}, issuer.Certificate, key.Public(), issuer.Private)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -69,90 +59,36 @@ func (s *simulator) certificate(name string, issuer *x509.Certificate, ca bool, 
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.keys[cert] = key
-	return cert
+	return sim.Key{Certificate: cert, Private: key}
 }
 
-// endorse returns a VCEK, or a VLEK when there is no chip.
-func (s *simulator) endorse(chip []byte, tcb TCB) *x509.Certificate {
+// endorse returns the VCEK of a chip, or a VLEK when there is no chip.
+func (s *simulator) endorse(chip []byte, tcb sim.TCB) sim.Key {
 	s.t.Helper()
-	ext := []pkix.Extension{}
-	number := func(n int, v uint8) {
-		der, err := asn1.Marshal(int(v))
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		ext = append(ext, pkix.Extension{Id: append(slices.Clone(oidVersions), n), Value: der})
-	}
-	number(1, tcb.Bootloader)
-	number(2, tcb.TEE)
-	number(3, tcb.SNP)
-	number(8, tcb.Microcode)
-	if s.product == Turin {
-		number(9, tcb.FMC)
-	}
-	if chip == nil {
-		return s.certificate("SEV-VLEK", s.root.ASVK, false, ext)
-	}
-	return s.certificate("SEV-VCEK", s.root.ASK, false, append(ext, pkix.Extension{Id: oidHardwareID, Value: chip}))
-}
-
-// model is what the tests vary in a report; the rest is fixed.
-type model struct {
-	version      uint32
-	chip         []byte
-	tcb          TCB
-	vmpl, signer uint32
-	policy       uint64
-	data, host   []byte
-}
-
-func (s *simulator) model() model {
-	m := model{version: 3, chip: chipID, tcb: TCB{Bootloader: 4, TEE: 1, SNP: 22, Microcode: 213}, policy: 0x3001F, data: digest}
-	if s.product == Turin {
-		m.chip, m.tcb.FMC, m.version = chipID[:8], 1, 5
-	}
-	return m
-}
-
-var (
-	chipID = []byte("a chip of 64 bytes, of which Turin has but the first eight......")
-	digest = []byte("0123456789abcdef0123456789abcdef0123456789abcdef")
-)
-
-// report returns the signed report.
-func (s *simulator) report(m model, key *x509.Certificate) []byte {
-	s.t.Helper()
-	r := make([]byte, ReportSize)
-	le := binary.LittleEndian
-	le.PutUint32(r, m.version)
-	le.PutUint64(r[0x08:], m.policy)
-	le.PutUint32(r[0x30:], m.vmpl)
-	le.PutUint32(r[0x34:], 1)
-	le.PutUint64(r[0x40:], 3)
-	le.PutUint32(r[0x48:], m.signer<<2)
-	copy(r[0x50:0x90], m.data)
-	copy(r[0x90:], digest)
-	copy(r[0xC0:0xE0], m.host)
-	family := map[string][2]byte{Milan: {0x19, 1}, Genoa: {0x19, 0x11}, Turin: {0x1A, 2}}[s.product]
-	if m.version >= 3 {
-		r[0x188], r[0x189] = family[0], family[1]
-	}
-	copy(r[0x1A0:0x1E0], m.chip)
-	for _, at := range []int{0x38, 0x180, 0x1E0, 0x1F0} {
-		t := []byte{m.tcb.Bootloader, m.tcb.TEE, 0, 0, 0, 0, m.tcb.SNP, m.tcb.Microcode}
-		if s.product == Turin {
-			t = []byte{m.tcb.FMC, m.tcb.Bootloader, m.tcb.TEE, m.tcb.SNP, 0, 0, 0, m.tcb.Microcode}
-		}
-		copy(r[at:], t)
-	}
-	copy(r[0x1E8:], []byte{31, 55, 1, 0, 31, 55, 1})
-	hash := sha512.Sum384(abi.SignedComponent(r))
-	a, b, err := ecdsa.Sign(rand.Reader, s.keys[key], hash[:])
+	key, err := s.Endorse(chip, tcb)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if err := abi.SetSignature(a, b, r); err != nil {
+	return key
+}
+
+var (
+	otherChip = []byte("a chip of 64 bytes, of which Turin has but the first eight......")
+	digest    = []byte("0123456789abcdef0123456789abcdef0123456789abcdef")
+)
+
+// model is what the tests vary in a report: a good one over digest.
+func (s *simulator) model() sim.Fields {
+	m := s.Fields(sim.NewGuest(sim.Launch{}), [64]byte{}, 0)
+	m.ReportData = digest
+	return m
+}
+
+// report returns the signed report.
+func (s *simulator) report(m sim.Fields, key sim.Key) []byte {
+	s.t.Helper()
+	r, err := m.Sign(key.Private)
+	if err != nil {
 		s.t.Fatal(err)
 	}
 	return r
@@ -161,7 +97,7 @@ func (s *simulator) report(m model, key *x509.Certificate) []byte {
 func (s *simulator) verifier(c Config) *Verifier {
 	s.t.Helper()
 	if c.Roots == nil {
-		c.Roots = map[string]Root{s.product: s.root}
+		c.Roots = map[string]Root{s.Product(): s.root}
 	}
 	c.Now = clock
 	v, err := New(c)
@@ -171,10 +107,14 @@ func (s *simulator) verifier(c Config) *Verifier {
 	return v
 }
 
-// toJSON writes a report as the attester of guest-components does.
+// toJSON writes a report as the attester of guest-components does. It shares
+// nothing with our attester, which refuses to write most of the reports that are
+// refused here; the two meet in the tests of package relyingparty.
 func toJSON(t testing.TB, r []byte, chain ...Certificate) json.RawMessage {
 	t.Helper()
 	le := binary.LittleEndian
+	// Version 2 has no family; there a chip id of 8 bytes tells.
+	turin := r[0x188] == 0x1A || r[0x188] == 0 && bytes.Count(r[0x1A8:0x1E0], []byte{0}) == 56
 	numbers := func(from, to int) []int {
 		out := []int{}
 		for _, b := range r[from:to] {
@@ -184,7 +124,7 @@ func toJSON(t testing.TB, r []byte, chain ...Certificate) json.RawMessage {
 	}
 	tcb := func(at int) map[string]any {
 		b := r[at : at+8]
-		if isTurin(r) {
+		if turin {
 			return map[string]any{"fmc": b[0], "bootloader": b[1], "tee": b[2], "snp": b[3], "microcode": b[7]}
 		}
 		return map[string]any{"fmc": nil, "bootloader": b[0], "tee": b[1], "snp": b[6], "microcode": b[7]}
@@ -226,7 +166,7 @@ func toJSON(t testing.TB, r []byte, chain ...Certificate) json.RawMessage {
 	return text
 }
 
-func vcek(key *x509.Certificate) Certificate { return Certificate{"VCEK", key.Raw} }
+func vcek(key sim.Key) Certificate { return Certificate{"VCEK", key.Certificate.Raw} }
 
 // Real evidence: a report of version 2 and the VCEK of a Milan, from
 // go-sev-guest at v0.15.0.

@@ -22,11 +22,11 @@ type Config struct {
 	// Roots are the roots of trust by product; nil means AMD's. With the roots
 	// of a simulator here, AMD's are trusted only when they are here too.
 	Roots map[string]Root
-	// Sources find the VCEK of a guest that sent none, in order.
+	// Sources find the VCEK of a guest that sent none, in order. The first that
+	// implements Revocations is asked for revocation lists: what it has must be
+	// current and what it cannot get refuses all evidence, but it may have none.
+	// So nobody waits for AMD when an OfflineStore stands first.
 	Sources []Source
-	// Revocations, unless nil, has the revocation lists of the roots. Then a
-	// list must be found and current for evidence to be accepted.
-	Revocations Revocations
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -121,9 +121,6 @@ func (v *Verifier) VerifyReport(ctx context.Context, raw []byte, chain []Certifi
 	if err != nil {
 		return Report{}, err
 	}
-	if err := v.notRevoked(ctx, r.Product, root, issuer); err != nil {
-		return Report{}, err
-	}
 	if err := checkSignature(raw, key); err != nil {
 		return Report{}, err
 	}
@@ -132,6 +129,10 @@ func (v *Verifier) VerifyReport(ctx context.Context, raw []byte, chain []Certifi
 	}
 	if r.vmpl != 0 {
 		return Report{}, fmt.Errorf("%w: the report was asked for at VMPL %d, must be 0", verifier.ErrEvidence, r.vmpl)
+	}
+	// Last, so that only genuine reports make us ask somebody.
+	if err := v.notRevoked(ctx, r, root, issuer, chain); err != nil {
+		return Report{}, err
 	}
 	return r, nil
 }
@@ -196,33 +197,6 @@ func (v *Verifier) fetch(ctx context.Context, r Report) (*x509.Certificate, erro
 		}
 	}
 	return nil, fmt.Errorf("fetching the VCEK: %w", failed)
-}
-
-// notRevoked looks the issuing certificate up in the list of the root.
-func (v *Verifier) notRevoked(ctx context.Context, product string, root Root, issuer *x509.Certificate) error {
-	if v.config.Revocations == nil {
-		return nil
-	}
-	der, err := v.config.Revocations.CRL(ctx, product)
-	if err != nil {
-		return fmt.Errorf("fetching the revocation list of %s: %w", product, err)
-	}
-	list, err := x509.ParseRevocationList(der)
-	if err != nil {
-		return fmt.Errorf("parsing the revocation list of %s: %w", product, err)
-	}
-	if err := list.CheckSignatureFrom(root.ARK); err != nil {
-		return fmt.Errorf("revocation list of %s: %w", product, err)
-	}
-	if now := v.config.Now(); now.After(list.NextUpdate) {
-		return fmt.Errorf("revocation list of %s: a newer one was due at %s", product, list.NextUpdate.Format(time.RFC3339))
-	}
-	for _, e := range list.RevokedCertificateEntries {
-		if e.SerialNumber.Cmp(issuer.SerialNumber) == 0 {
-			return fmt.Errorf("%w: AMD revoked the certificate %q", verifier.ErrEvidence, issuer.Subject.CommonName)
-		}
-	}
-	return nil
 }
 
 // checkSignature verifies the signature of the report, ECDSA on P-384.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sealpod/sealpod/relyingparty/verifier"
+	sim "github.com/sealpod/sealpod/teesim/snp"
 )
 
 func amd(t testing.TB) *Verifier {
@@ -90,8 +91,8 @@ func TestProductsAndVersions(t *testing.T) {
 		for version := uint32(2); version <= 5; version++ {
 			s := newSimulator(t, product)
 			m := s.model()
-			m.version, m.host = version, digest[:32]
-			key := s.endorse(m.chip, m.tcb)
+			m.Version, m.HostData = version, digest[:32]
+			key := s.endorse(m.ChipID, m.TCB)
 			raw := toJSON(t, s.report(m, key), vcek(key))
 			want := verifier.Expected{ReportData: digest, InitData: digest}
 			got, err := s.verifier(Config{}).Verify(t.Context(), raw, want)
@@ -118,10 +119,10 @@ func TestProductsAndVersions(t *testing.T) {
 func TestVLEK(t *testing.T) {
 	s := newSimulator(t, Genoa)
 	m := s.model()
-	m.signer, m.chip = signedByVLEK, nil
-	key := s.endorse(nil, m.tcb)
+	m.Signer, m.ChipID = sim.ByVLEK, nil
+	key := s.endorse(nil, m.TCB)
 	report := s.report(m, key)
-	vlek := Certificate{"VLEK", key.Raw}
+	vlek := Certificate{"VLEK", key.Certificate.Raw}
 	want := verifier.Expected{ReportData: digest}
 	for name, chain := range map[string][]Certificate{
 		"alone": {vlek}, "with the ASVK": {vlek, {"ASK", s.root.ASVK.Raw}, {"ARK", s.root.ARK.Raw}}, "with the ASK": {vlek, {"ASK", s.root.ASK.Raw}},
@@ -151,13 +152,13 @@ func TestVLEK(t *testing.T) {
 func TestBadEvidence(t *testing.T) {
 	milan, genoa := newSimulator(t, Milan), newSimulator(t, Genoa)
 	good := milan.model()
-	good.host = digest[:32]
-	key := milan.endorse(good.chip, good.tcb)
-	other := milan.endorse([]byte(strings.Repeat("x", 64)), good.tcb)
-	older := good.tcb
+	good.HostData = digest[:32]
+	key := milan.endorse(good.ChipID, good.TCB)
+	other := milan.endorse([]byte(strings.Repeat("x", 64)), good.TCB)
+	older := good.TCB
 	older.SNP--
 	chain := []Certificate{vcek(key)}
-	change := func(f func(*model)) []byte {
+	change := func(f func(*sim.Fields)) []byte {
 		m := good
 		f(&m)
 		return milan.report(m, key)
@@ -185,9 +186,9 @@ func TestBadEvidence(t *testing.T) {
 		"init data off by one byte": {v, toJSON(t, report, chain...), verifier.Expected{ReportData: digest, InitData: init}, "other init data"},
 		"evidence of TDX":           {v, json.RawMessage(`{"quote":"BAAC","cc_eventlog":null}`), bound, "not the evidence of an SNP guest"},
 		"evidence of no TEE":        {v, json.RawMessage(`{"svn":"1","report_data":"AA=="}`), bound, "not the evidence of an SNP guest"},
-		"VMPL 1":                    {v, toJSON(t, change(func(m *model) { m.vmpl = 1 }), chain...), bound, "VMPL 1"},
+		"VMPL 1":                    {v, toJSON(t, change(func(m *sim.Fields) { m.VMPL = 1 }), chain...), bound, "VMPL 1"},
 		"key of another chip":       {v, toJSON(t, milan.report(good, other), vcek(other)), bound, "another chip"},
-		"key of other firmware":     {v, toJSON(t, change(func(m *model) { m.tcb = older }), chain...), bound, "firmware"},
+		"key of other firmware":     {v, toJSON(t, change(func(m *sim.Fields) { m.TCB = older }), chain...), bound, "firmware"},
 		"forged measurement":        {v, toJSON(t, forged, chain...), bound, "not signed by its endorsement key"},
 		"swapped key":               {v, toJSON(t, report, vcek(other)), bound, "not signed by its endorsement key"},
 		"swapped chain":             {both, toJSON(t, report, vcek(key), Certificate{"ASK", genoa.root.ASK.Raw}), bound, "not signed by a trusted root"},
@@ -197,9 +198,9 @@ func TestBadEvidence(t *testing.T) {
 		"two keys":                  {v, toJSON(t, report, vcek(key), vcek(key)), bound, "two certificates"},
 		"key that is none":          {v, toJSON(t, report, Certificate{"VCEK", []byte("x")}), bound, "parsing the VCEK"},
 		"VCEK signed by the ARK":    {v, toJSON(t, report, Certificate{"VCEK", milan.root.ASK.Raw}), bound, "not signed by the ASK"},
-		"report version 1":          {v, toJSON(t, change(func(m *model) { m.version = 1 }), chain...), bound, "report version 1"},
-		"report version 6":          {v, toJSON(t, change(func(m *model) { m.version = 6 }), chain...), bound, "report version 6"},
-		"signed by no key":          {v, toJSON(t, change(func(m *model) { m.signer = 7 }), chain...), bound, "not signed by a VCEK"},
+		"report version 1":          {v, toJSON(t, change(func(m *sim.Fields) { m.Version = 1 }), chain...), bound, "report version 1"},
+		"report version 6":          {v, toJSON(t, change(func(m *sim.Fields) { m.Version = 6 }), chain...), bound, "report version 6"},
+		"signed by no key":          {v, toJSON(t, change(func(m *sim.Fields) { m.Signer = 7 }), chain...), bound, "not signed by a VCEK"},
 	} {
 		got, err := c.v.Verify(t.Context(), c.raw, c.want)
 		if !errors.Is(err, verifier.ErrEvidence) || !strings.Contains(err.Error(), c.text) {
@@ -214,8 +215,8 @@ func TestBadEvidence(t *testing.T) {
 func TestDebugAndMigrationAreClaims(t *testing.T) {
 	s := newSimulator(t, Milan)
 	m := s.model()
-	m.policy = 1<<19 | 1<<18 | 1<<17 | 1<<20
-	key := s.endorse(m.chip, m.tcb)
+	m.Policy = 1<<19 | 1<<18 | 1<<17 | 1<<20
+	key := s.endorse(m.ChipID, m.TCB)
 	got, err := s.verifier(Config{}).Verify(t.Context(), toJSON(t, s.report(m, key), vcek(key)), verifier.Expected{ReportData: digest})
 	if err != nil {
 		t.Fatal(err)
