@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-tdx-guest/testing/testdata"
 
 	"github.com/sealpod/sealpod/relyingparty/verifier"
+	teesim "github.com/sealpod/sealpod/teesim/tdx"
 )
 
 func TestPCKOfRealQuote(t *testing.T) {
@@ -38,10 +39,8 @@ func TestPCKOfRealQuote(t *testing.T) {
 }
 
 func TestProcessorCA(t *testing.T) {
-	s := newSimulator(t)
-	s.ca = s.certificate("Intel SGX PCK Processor CA", 2, s.caKey, s.root, s.rootKey, true)
-	s.pck = s.certificate("Intel SGX PCK Certificate", 3, s.pckKey, s.ca, s.caKey, false, pckExtension(t))
-	source := &fixed{c: s.collateral(goodTCB())}
+	s := newPlatform(t, teesim.Options{Processor: true})
+	source := &fixed{c: s.collateral(s.tcb())}
 	v, err := New(Config{Roots: certs(s.root), Source: source, Now: func() time.Time { return simTime }})
 	if err != nil {
 		t.Fatal(err)
@@ -51,8 +50,20 @@ func TestProcessorCA(t *testing.T) {
 	}
 }
 
+// sgxExtension is the value of Intel's extension.
+func sgxExtension(t *testing.T, cert *x509.Certificate) []byte {
+	t.Helper()
+	for _, e := range cert.Extensions {
+		if e.Id.Equal(oidSGX) {
+			return e.Value
+		}
+	}
+	t.Fatal("no SGX extension")
+	return nil
+}
+
 func TestMalformedSGXExtension(t *testing.T) {
-	good := pckExtension(t).Value
+	good := sgxExtension(t, newSimulator(t).PCK)
 	swap := func(from, to []byte) []byte {
 		out := bytes.Replace(slices.Clone(good), from, to, 1)
 		if bytes.Equal(out, good) {
@@ -83,7 +94,7 @@ func TestEnclaveThatVouchesForAnotherKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := q.checkSignatures(s.pck); err != nil {
+	if err := q.checkSignatures(s.PCK); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*Quote){
@@ -93,7 +104,7 @@ func TestEnclaveThatVouchesForAnotherKey(t *testing.T) {
 	} {
 		changed := *q
 		change(&changed)
-		if err := changed.checkSignatures(s.pck); err == nil {
+		if err := changed.checkSignatures(s.PCK); err == nil {
 			t.Error(name)
 		}
 	}
@@ -101,7 +112,7 @@ func TestEnclaveThatVouchesForAnotherKey(t *testing.T) {
 
 func TestManyGuestsAtOnceShareOneFetch(t *testing.T) {
 	s := newSimulator(t)
-	source := &fixed{c: s.collateral(goodTCB())}
+	source := &fixed{c: s.collateral(s.tcb())}
 	v, err := New(Config{Roots: certs(s.root), Source: source, Now: func() time.Time { return simTime }})
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +135,7 @@ func TestManyGuestsAtOnceShareOneFetch(t *testing.T) {
 // TestCollateralOfOneRootDoesNotSpeakForAnother trusts two roots.
 func TestCollateralOfOneRootDoesNotSpeakForAnother(t *testing.T) {
 	s, other := newSimulator(t), newSimulator(t)
-	v, err := New(Config{Roots: certs(s.root, other.root), Source: &fixed{c: other.collateral(goodTCB())}, Now: func() time.Time { return simTime }})
+	v, err := New(Config{Roots: certs(s.root, other.root), Source: &fixed{c: other.collateral(other.tcb())}, Now: func() time.Time { return simTime }})
 	if err != nil {
 		t.Fatal(err)
 	}

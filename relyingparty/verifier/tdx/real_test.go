@@ -151,7 +151,7 @@ func TestRealQuotesAreRefusedAfterAChangeOfAnyByte(t *testing.T) {
 
 func TestRealQuoteOfSimulatorRoots(t *testing.T) {
 	s := newSimulator(t)
-	_, _, err := s.verifier(s.collateral(goodTCB())).VerifyQuote(t.Context(), testdata.RawQuote)
+	_, _, err := s.verifier(s.collateral(s.tcb())).VerifyQuote(t.Context(), testdata.RawQuote)
 	if !errors.Is(err, verifier.ErrEvidence) || !strings.Contains(err.Error(), "not trusted") {
 		t.Errorf("real evidence where only the simulator is trusted: %v", err)
 	}

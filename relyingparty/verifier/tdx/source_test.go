@@ -12,6 +12,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	teesim "github.com/sealpod/sealpod/teesim/tdx"
 )
 
 var simPlatform = Platform{[6]byte{1, 2, 3, 4, 5, 6}, platformCA}
@@ -52,7 +54,7 @@ func fakePCS(t *testing.T, c *Collateral, update string, asHex bool) *httptest.S
 
 func TestCollateralFromService(t *testing.T) {
 	s := newSimulator(t)
-	want := s.collateral(goodTCB())
+	want := s.collateral(s.tcb())
 	for name, c := range map[string]struct {
 		update Update
 		sent   string
@@ -82,7 +84,7 @@ func TestServiceThatFails(t *testing.T) {
 		"no chain":           func(c *Collateral) { c.TCBInfoChain = nil },
 		"answer without end": func(c *Collateral) { c.QEIdentity = make([]byte, maxDocument+1) },
 	} {
-		c := s.collateral(goodTCB())
+		c := s.collateral(s.tcb())
 		change(c)
 		server := fakePCS(t, c, "early", false)
 		pcs, err := NewPCS(server.URL, Early, server.Client())
@@ -109,18 +111,10 @@ func TestServiceThatFails(t *testing.T) {
 // toolFile writes collateral as Intel's PcsClientTool does, indented.
 func toolFile(t *testing.T, c *Collateral, change func(map[string]any)) File {
 	t.Helper()
-	escape := func(pem []byte) string { return url.PathEscape(string(pem)) }
-	in := map[string]any{
-		"tcbinfos":     []any{map[string]any{"fmspc": "010203040506", "sgx_tcbinfo": nil, "tdx_tcbinfo": json.RawMessage(c.TCBInfo)}},
-		"tdqeidentity": json.RawMessage(c.QEIdentity), "rootcacrl": hex.EncodeToString(c.RootCRL),
-		"pckcacrl": map[string]any{"processorCrl": "", "platformCrl": hex.EncodeToString(c.PCKCRL)},
-		"certificates": map[string]any{
-			"TCB-Info-Issuer-Chain": escape(c.TCBInfoChain), "SGX-Enclave-Identity-Issuer-Chain": escape(c.QEIdentityChain),
-			"SGX-PCK-Certificate-Issuer-Chain": map[string]any{"PLATFORM": "x"},
-		},
-	}
+	file := (*teesim.Collateral)(c).File("010203040506", platformCA)
+	in := file["collaterals"].(map[string]any)
 	change(in)
-	text, err := json.MarshalIndent(map[string]any{"platforms": []any{}, "collaterals": in}, "", "  ")
+	text, err := json.MarshalIndent(file, "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +127,7 @@ func toolFile(t *testing.T, c *Collateral, change func(map[string]any)) File {
 
 func TestCollateralFromFile(t *testing.T) {
 	s := newSimulator(t)
-	want := s.collateral(goodTCB())
+	want := s.collateral(s.tcb())
 	file := toolFile(t, want, func(map[string]any) {})
 	got, err := file.Collateral(t.Context(), simPlatform)
 	if err != nil || !reflect.DeepEqual(got, want) {
@@ -142,8 +136,8 @@ func TestCollateralFromFile(t *testing.T) {
 	if _, _, err := s.verifier(got).VerifyQuote(t.Context(), s.quote(s.model())); err != nil {
 		t.Error(err)
 	}
-	old := goodTCB()
-	old.platform = levels(false, 5, "OutOfDate")
+	old := s.tcb()
+	old.Platform = levels(5, "OutOfDate")
 	early := s.collateral(old)
 	file = toolFile(t, want, func(in map[string]any) {
 		in["tcbinfos"].([]any)[0].(map[string]any)["tdx_tcbinfo_early"] = json.RawMessage(early.TCBInfo)
@@ -159,7 +153,7 @@ func TestCollateralFromFile(t *testing.T) {
 
 func TestFileThatHasNoAnswer(t *testing.T) {
 	s := newSimulator(t)
-	c := s.collateral(goodTCB())
+	c := s.collateral(s.tcb())
 	if _, err := (File{Path: filepath.Join(t.TempDir(), "none")}).Collateral(t.Context(), simPlatform); !errors.Is(err, ErrCollateral) {
 		t.Errorf("no file: %v", err)
 	}

@@ -3,8 +3,6 @@ package tdx
 import (
 	"bytes"
 	"context"
-	"crypto/sha512"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -15,36 +13,20 @@ import (
 	"time"
 
 	"github.com/sealpod/sealpod/relyingparty/verifier"
+	teesim "github.com/sealpod/sealpod/teesim/tdx"
 )
-
-func certs(c ...*x509.Certificate) []*x509.Certificate { return c }
-
-// agentLog is a log with one event of the attestation agent in RTMR3, and the
-// value that it gives.
-func agentLog(text string) (log, rtmr []byte) {
-	event := append(le.AppendUint32(le.AppendUint32(nil, 0x4141454C), uint32(len(text))), text...)
-	sum := sha512.Sum384(event)
-	value := sha512.Sum384(append(make([]byte, 48), sum[:]...))
-	log = append(le.AppendUint32(make([]byte, 4), 3), make([]byte, 20)...)
-	log = append(le.AppendUint32(log, 33), make([]byte, 24)...)
-	log = append(le.AppendUint32(log, 1), 0x0C, 0, 48, 0, 0)
-	for _, n := range []uint32{4, 6, 1} {
-		log = le.AppendUint32(log, n)
-	}
-	log = append(append(log, 0x0C, 0), sum[:]...)
-	log = append(le.AppendUint32(log, uint32(len(event))), event...)
-	return append(log, bytes.Repeat([]byte{0xFF}, 8)...), value[:]
-}
 
 func TestVersionsAndBodies(t *testing.T) {
 	s := newSimulator(t)
-	v := s.verifier(s.collateral(goodTCB()))
-	for name, change := range map[string]func(*model){
-		"version 4":            func(*model) {},
-		"version 5, TDX 1.0":   func(m *model) { m.version, m.bodyType = 5, bodyType10 },
-		"version 5, TDX 1.5":   func(m *model) { m.version, m.bodyType, m.svn2 = 5, bodyType15, m.svn },
-		"module of TDX 1.5":    func(m *model) { m.svn[1] = 1 },
-		"chain ends in a zero": func(m *model) { m.chain = append(m.chain, 0) },
+	v := s.verifier(s.collateral(s.tcb()))
+	for name, change := range map[string]func(*teesim.Parts){
+		"version 4":          func(*teesim.Parts) {},
+		"version 5, TDX 1.0": func(m *teesim.Parts) { m.Header.Version, m.BodyType = 5, bodyType10 },
+		"version 5, TDX 1.5": func(m *teesim.Parts) {
+			m.Header.Version, m.BodyType, m.Body.TEETCBSVN2 = 5, bodyType15, m.Body.TEETCBSVN
+		},
+		"module of TDX 1.5":    func(m *teesim.Parts) { m.Body.TEETCBSVN[1] = 1 },
+		"chain ends in a zero": func(m *teesim.Parts) { m.Chain = append(m.Chain, 0) },
 	} {
 		m := s.model()
 		change(&m)
@@ -64,7 +46,7 @@ func TestVersionsAndBodies(t *testing.T) {
 			}
 		}
 		body := got[0].Values["quote"].(map[string]any)["body"].(map[string]any)
-		if (body["mr_servicetd"] != nil) != (m.bodyType == bodyType15) {
+		if (body["mr_servicetd"] != nil) != (m.BodyType == bodyType15) {
 			t.Errorf("%s: body %v", name, body)
 		}
 		if _, err := json.Marshal(got); err != nil {
@@ -80,8 +62,8 @@ func TestEventLogBecomesClaims(t *testing.T) {
 	s := newSimulator(t)
 	log, rtmr := agentLog(`github.com/confidential-containers PullImage {"image":"i"}`)
 	m := s.model()
-	m.rtmrs[3] = rtmr
-	got, err := s.verifier(s.collateral(goodTCB())).Verify(t.Context(), toJSON(s.quote(m), log), verifier.Expected{ReportData: digest})
+	m.Body.RTMR[3] = rtmr
+	got, err := s.verifier(s.collateral(s.tcb())).Verify(t.Context(), toJSON(s.quote(m), log), verifier.Expected{ReportData: digest})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,8 +78,8 @@ func TestEventLogBecomesClaims(t *testing.T) {
 func TestDebugTDIsAClaim(t *testing.T) {
 	s := newSimulator(t)
 	m := s.model()
-	m.debug = true
-	got, err := s.verifier(s.collateral(goodTCB())).Verify(t.Context(), toJSON(s.quote(m), nil), verifier.Expected{ReportData: digest})
+	m.Body.TDAttributes[0] = 1
+	got, err := s.verifier(s.collateral(s.tcb())).Verify(t.Context(), toJSON(s.quote(m), nil), verifier.Expected{ReportData: digest})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,9 +92,9 @@ func TestDebugTDIsAClaim(t *testing.T) {
 // TestBadEvidence has one row for each attack.
 func TestBadEvidence(t *testing.T) {
 	s, other := newSimulator(t), newSimulator(t)
-	v := s.verifier(s.collateral(goodTCB()))
+	v := s.verifier(s.collateral(s.tcb()))
 	good := s.quote(s.model())
-	change := func(f func(*model)) json.RawMessage {
+	change := func(f func(*teesim.Parts)) json.RawMessage {
 		m := s.model()
 		f(&m)
 		return toJSON(s.quote(m), nil)
@@ -120,11 +102,15 @@ func TestBadEvidence(t *testing.T) {
 	log, rtmr := agentLog("d o c")
 	forged, _ := agentLog("d o evil")
 	extended := s.model()
-	extended.rtmrs[3] = rtmr
+	extended.Body.RTMR[3] = rtmr
 	bound := verifier.Expected{ReportData: digest, InitData: digest}
 	nonce, init := bytes.Clone(digest), bytes.Clone(digest)
 	nonce[0]++
 	init[47] ^= 1
+	plain, err := s.IssuePCK()
+	if err != nil {
+		t.Fatal(err)
+	}
 	v3 := slices.Clone(good)
 	v3[0] = 3
 	for name, c := range map[string]struct {
@@ -139,26 +125,26 @@ func TestBadEvidence(t *testing.T) {
 		"init data off by one byte":    {toJSON(good, nil), verifier.Expected{ReportData: digest, InitData: init}, "other init data"},
 		"evidence of SNP":              {json.RawMessage(`{"attestation_report":{},"cert_chain":null}`), bound, "not the evidence of a TDX guest"},
 		"quote of SGX":                 {toJSON(v3, nil), bound, "3 is of SGX"},
-		"quote of another TEE":         {change(func(m *model) { m.tee = 0 }), bound, "TEE type 0x0"},
+		"quote of another TEE":         {change(func(m *teesim.Parts) { m.Header.TEEType = 0 }), bound, "TEE type 0x0"},
 		"empty quote":                  {toJSON(nil, nil), bound, "empty"},
 		"truncated quote":              {toJSON(good[:len(good)-1], nil), bound, "truncated"},
 		"truncated body":               {toJSON(good[:100], nil), bound, "truncated"},
-		"swapped chain":                {change(func(m *model) { m.chain = pemOf(other.pck, other.ca, other.root) }), bound, "not trusted"},
-		"swapped leaf":                 {change(func(m *model) { m.chain = pemOf(other.pck, s.ca, s.root) }), bound, "PCK certificate"},
-		"swapped authority":            {change(func(m *model) { m.chain = pemOf(s.pck, other.ca, s.root) }), bound, "authority"},
-		"chain in another order":       {change(func(m *model) { m.chain = pemOf(s.root, s.ca, s.pck) }), bound, "not trusted"},
-		"signer of collateral as PCK":  {change(func(m *model) { m.chain = pemOf(s.pck, s.signer, s.root) }), bound, "not a PCK certification authority"},
-		"chain of two":                 {change(func(m *model) { m.chain = pemOf(s.pck, s.root) }), bound, "2 certificates"},
-		"chain of four":                {change(func(m *model) { m.chain = pemOf(s.pck, s.ca, s.root, s.root) }), bound, "not 3 certificates"},
-		"no chain":                     {change(func(m *model) { m.chain = nil }), bound, "0 certificates"},
-		"PCK without its extension":    {change(func(m *model) { m.chain = pemOf(s.certificate("x", 9, s.pckKey, s.ca, s.caKey, false), s.ca, s.root) }), bound, "no SGX extension"},
-		"signed by another key":        {change(func(m *model) { m.otherKey = true }), bound, "attestation key"},
-		"enclave of another PCK":       {change(func(m *model) { m.otherPCK = true }), bound, "not signed by the PCK key"},
-		"another quoting enclave":      {change(func(m *model) { m.qeSigner = 0x52 }), bound, "not the one Intel published"},
-		"quoting enclave too old":      {change(func(m *model) { m.qeSVN = 0 }), bound, "below every level"},
-		"TCB below every level":        {change(func(m *model) { m.svn = make([]byte, 16) }), bound, "below every level"},
-		"TDX module nobody knows":      {change(func(m *model) { m.svn[1] = 9 }), bound, "TDX_09"},
-		"TDX module too old":           {change(func(m *model) { m.svn[0], m.svn[1] = 1, 1 }), bound, "below every level"},
+		"swapped chain":                {change(func(m *teesim.Parts) { m.Chain = teesim.PEM(other.PCK, other.CA, other.root) }), bound, "not trusted"},
+		"swapped leaf":                 {change(func(m *teesim.Parts) { m.Chain = teesim.PEM(other.PCK, s.CA, s.root) }), bound, "PCK certificate"},
+		"swapped authority":            {change(func(m *teesim.Parts) { m.Chain = teesim.PEM(s.PCK, other.CA, s.root) }), bound, "authority"},
+		"chain in another order":       {change(func(m *teesim.Parts) { m.Chain = teesim.PEM(s.root, s.CA, s.PCK) }), bound, "not trusted"},
+		"signer of collateral as PCK":  {change(func(m *teesim.Parts) { m.Chain = teesim.PEM(s.PCK, s.Signer, s.root) }), bound, "not a PCK certification authority"},
+		"chain of two":                 {change(func(m *teesim.Parts) { m.Chain = teesim.PEM(s.PCK, s.root) }), bound, "2 certificates"},
+		"chain of four":                {change(func(m *teesim.Parts) { m.Chain = teesim.PEM(s.PCK, s.CA, s.root, s.root) }), bound, "not 3 certificates"},
+		"no chain":                     {change(func(m *teesim.Parts) { m.Chain = nil }), bound, "0 certificates"},
+		"PCK without its extension":    {change(func(m *teesim.Parts) { m.Chain = teesim.PEM(plain, s.CA, s.root) }), bound, "no SGX extension"},
+		"signed by another key":        {change(func(m *teesim.Parts) { m.Attestation = newKey(t) }), bound, "attestation key"},
+		"enclave of another PCK":       {change(func(m *teesim.Parts) { m.PCK = newKey(t) }), bound, "not signed by the PCK key"},
+		"another quoting enclave":      {change(func(m *teesim.Parts) { m.Enclave.MRSigner[0] = 0x52 }), bound, "not the one Intel published"},
+		"quoting enclave too old":      {change(func(m *teesim.Parts) { m.Enclave.ISVSVN = 0 }), bound, "below every level"},
+		"TCB below every level":        {change(func(m *teesim.Parts) { m.Body.TEETCBSVN = [16]byte{} }), bound, "below every level"},
+		"TDX module nobody knows":      {change(func(m *teesim.Parts) { m.Body.TEETCBSVN[1] = 9 }), bound, "TDX_09"},
+		"TDX module too old":           {change(func(m *teesim.Parts) { m.Body.TEETCBSVN[0], m.Body.TEETCBSVN[1] = 1, 1 }), bound, "below every level"},
 		"log that does not replay":     {toJSON(s.quote(extended), forged), bound, "replaying register 4"},
 		"log of nothing":               {toJSON(good, log), bound, "replaying register 4"},
 		"log that is none":             {toJSON(good, []byte("log")), bound, "event log"},
@@ -168,8 +154,8 @@ func TestBadEvidence(t *testing.T) {
 		"event log that is no base64":  {json.RawMessage(`{"quote":"AA==","cc_eventlog":"%"}`), bound, "decoding cc_eventlog"},
 		"evidence without end":         {bytes.Repeat([]byte(" "), maxEvidence+1), bound, "at most"},
 		"quote without end":            {toJSON(make([]byte, maxQuote+1), nil), bound, "at most"},
-		"body type 4":                  {change(func(m *model) { m.version, m.bodyType = 5, 4 }), bound, "body type 4"},
-		"size of another type of body": {toJSON(func() []byte { m := s.model(); m.version, m.bodyType = 5, 2; q := s.quote(m); q[50]++; return q }(), nil), bound, "has 584"},
+		"body type 4":                  {change(func(m *teesim.Parts) { m.Header.Version, m.BodyType = 5, 4 }), bound, "body type 4"},
+		"size of another type of body": {toJSON(func() []byte { m := s.model(); m.Header.Version, m.BodyType = 5, 2; q := s.quote(m); q[50]++; return q }(), nil), bound, "has 584"},
 	} {
 		got, err := v.Verify(t.Context(), c.raw, c.want)
 		if !errors.Is(err, verifier.ErrEvidence) || !strings.Contains(err.Error(), c.text) {
@@ -205,21 +191,21 @@ func TestTCBStatusIsAClaim(t *testing.T) {
 		"module updated, to configure": {"ConfigurationNeeded", "UpToDate", "UpToDate", 3, 1, 5, "TDRelaunchAdvisedConfigurationNeeded"},
 		"module updated too little":    {"UpToDate", "UpToDate", "UpToDate", 3, 1, 4, "OutOfDate"},
 	} {
-		tcb := goodTCB()
-		tcb.platform, tcb.module, tcb.qe = levels(false, 3, c.platform), levels(true, 5, c.module, 2, "OutOfDate"), levels(true, 4, c.qe)
+		tcb := s.tcb()
+		tcb.Platform, tcb.Module, tcb.Enclave = levels(3, c.platform), levels(5, c.module, 2, "OutOfDate"), levels(4, c.qe)
 		m := s.model()
-		m.svn[0], m.svn[1] = c.svn0, c.svn1
+		m.Body.TEETCBSVN[0], m.Body.TEETCBSVN[1] = c.svn0, c.svn1
 		if c.newer > 0 {
-			m.version, m.bodyType, m.svn2 = 5, bodyType15, slices.Clone(m.svn)
-			m.svn2[0] = c.newer
+			m.Header.Version, m.BodyType, m.Body.TEETCBSVN2 = 5, bodyType15, m.Body.TEETCBSVN
+			m.Body.TEETCBSVN2[0] = c.newer
 		}
 		_, claims, err := s.verifier(s.collateral(tcb)).VerifyQuote(t.Context(), s.quote(m))
 		if err != nil || claims["tcb_status"] != c.want {
 			t.Errorf("%s: %v, %v", name, claims["tcb_status"], err)
 		}
 	}
-	tcb := goodTCB()
-	tcb.platform, tcb.qe = levels(false, 3, "OutOfDate"), levels(true, 4, "UpToDate")
+	tcb := s.tcb()
+	tcb.Platform, tcb.Enclave = levels(3, "OutOfDate"), levels(4, "UpToDate")
 	_, claims, err := s.verifier(s.collateral(tcb)).VerifyQuote(t.Context(), s.quote(s.model()))
 	if err != nil || !reflect.DeepEqual(claims["advisory_ids"], []any{"SA-3", "SA-4"}) || claims["tcb_date"] != "2025-04-01T00:00:00Z" {
 		t.Errorf("%v, %v", claims, err)
@@ -229,15 +215,15 @@ func TestTCBStatusIsAClaim(t *testing.T) {
 func TestRevocationIsRefused(t *testing.T) {
 	s := newSimulator(t)
 	for name, c := range map[string]struct {
-		change func(*tcbModel)
+		change func(*teesim.TCB)
 		text   string
 	}{
-		"PCK certificate":         {func(m *tcbModel) { m.revokedPCK = true }, "certificate is revoked"},
-		"certification authority": {func(m *tcbModel) { m.revokedCA = true }, "certificate is revoked"},
-		"TCB level":               {func(m *tcbModel) { m.platform = levels(false, 5, "Revoked") }, "TCB level is revoked"},
-		"level of the enclave":    {func(m *tcbModel) { m.qe = levels(true, 4, "Revoked") }, "TCB level is revoked"},
+		"PCK certificate":         {func(m *teesim.TCB) { m.Revoked = certs(s.PCK) }, "certificate is revoked"},
+		"certification authority": {func(m *teesim.TCB) { m.Revoked = certs(s.CA) }, "certificate is revoked"},
+		"TCB level":               {func(m *teesim.TCB) { m.Platform = levels(5, "Revoked") }, "TCB level is revoked"},
+		"level of the enclave":    {func(m *teesim.TCB) { m.Enclave = levels(4, "Revoked") }, "TCB level is revoked"},
 	} {
-		m := goodTCB()
+		m := s.tcb()
 		c.change(&m)
 		_, _, err := s.verifier(s.collateral(m)).VerifyQuote(t.Context(), s.quote(s.model()))
 		if !errors.Is(err, verifier.ErrEvidence) || !strings.Contains(err.Error(), c.text) {
@@ -254,27 +240,27 @@ func TestBadCollateral(t *testing.T) {
 			c.QEIdentity = bytes.Replace(c.QEIdentity, []byte(`"isvprodid":2`), []byte(`"isvprodid":3`), 1)
 		},
 		"documents swapped":      func(c *Collateral) { c.TCBInfo, c.QEIdentity = c.QEIdentity, c.TCBInfo },
-		"of another root":        func(c *Collateral) { *c = *other.collateral(goodTCB()) },
-		"chain of another root":  func(c *Collateral) { c.TCBInfoChain = pemOf(other.signer, other.root) },
-		"chain of a PCK":         func(c *Collateral) { c.TCBInfoChain = pemOf(s.ca, s.root) },
+		"of another root":        func(c *Collateral) { *c = *other.collateral(other.tcb()) },
+		"chain of another root":  func(c *Collateral) { c.TCBInfoChain = teesim.PEM(other.Signer, other.root) },
+		"chain of a PCK":         func(c *Collateral) { c.TCBInfoChain = teesim.PEM(s.CA, s.root) },
 		"no chain":               func(c *Collateral) { c.QEIdentityChain = nil },
 		"no signature":           func(c *Collateral) { c.TCBInfo = []byte(`{"tcbInfo":{}}`) },
 		"not JSON":               func(c *Collateral) { c.TCBInfo = []byte("x") },
-		"root list of another":   func(c *Collateral) { c.RootCRL = other.collateral(goodTCB()).RootCRL },
+		"root list of another":   func(c *Collateral) { c.RootCRL = other.collateral(other.tcb()).RootCRL },
 		"lists swapped":          func(c *Collateral) { c.RootCRL, c.PCKCRL = c.PCKCRL, c.RootCRL },
 		"no lists":               func(c *Collateral) { c.PCKCRL = nil },
-		"TCB info of SGX":        func(c *Collateral) { m := goodTCB(); m.id = "SGX"; *c = *s.collateral(m) },
-		"signing key is revoked": func(c *Collateral) { m := goodTCB(); m.revokedSigner = true; *c = *s.collateral(m) },
+		"TCB info of SGX":        func(c *Collateral) { m := s.tcb(); m.ID = "SGX"; *c = *s.collateral(m) },
+		"signing key is revoked": func(c *Collateral) { m := s.tcb(); m.Revoked = certs(s.Signer); *c = *s.collateral(m) },
 	} {
-		c := s.collateral(goodTCB())
+		c := s.collateral(s.tcb())
 		change(c)
 		_, _, err := s.verifier(c).VerifyQuote(t.Context(), s.quote(s.model()))
 		if !errors.Is(err, ErrCollateral) || errors.Is(err, verifier.ErrEvidence) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	m := goodTCB()
-	m.fmspc = "ffffffffffff"
+	m := s.tcb()
+	m.FMSPC = "ffffffffffff"
 	if _, _, err := s.verifier(s.collateral(m)).VerifyQuote(t.Context(), s.quote(s.model())); err == nil {
 		t.Error("TCB info of another platform")
 	}
@@ -282,8 +268,8 @@ func TestBadCollateral(t *testing.T) {
 
 func TestStaleCollateralIsAClaim(t *testing.T) {
 	s := newSimulator(t)
-	m := goodTCB()
-	m.nextUpdate = simTime.Add(-time.Second)
+	m := s.tcb()
+	m.NextUpdate = simTime.Add(-time.Second)
 	_, claims, err := s.verifier(s.collateral(m)).VerifyQuote(t.Context(), s.quote(s.model()))
 	if err != nil || claims["collateral_expiration_status"] != "1" || claims["earliest_expiration_date"] != "2026-02-28T23:59:59Z" {
 		t.Errorf("%v, %v", claims, err)
@@ -292,8 +278,8 @@ func TestStaleCollateralIsAClaim(t *testing.T) {
 
 func TestClockBeforeTheCertificates(t *testing.T) {
 	s := newSimulator(t)
-	v := s.verifier(s.collateral(goodTCB()))
-	v.config.Now = func() time.Time { return simTime.AddDate(-2, 0, 0) }
+	v := s.verifier(s.collateral(s.tcb()))
+	v.config.Now = func() time.Time { return simTime.AddDate(-10, 0, 0) }
 	if _, _, err := v.VerifyQuote(t.Context(), s.quote(s.model())); !errors.Is(err, verifier.ErrEvidence) || !strings.Contains(err.Error(), "clock") {
 		t.Error(err)
 	}
@@ -301,13 +287,13 @@ func TestClockBeforeTheCertificates(t *testing.T) {
 
 func TestNothingIsFetchedForForgedQuotes(t *testing.T) {
 	s, other := newSimulator(t), newSimulator(t)
-	source := &fixed{c: s.collateral(goodTCB())}
+	source := &fixed{c: s.collateral(s.tcb())}
 	v, err := New(Config{Roots: certs(s.root), Source: source})
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := s.model()
-	m.otherKey = true
+	m.Attestation = newKey(t)
 	for _, q := range [][]byte{other.quote(other.model()), s.quote(m)} {
 		if _, _, err := v.VerifyQuote(t.Context(), q); err == nil {
 			t.Error("forged quote")
@@ -340,7 +326,7 @@ func TestCache(t *testing.T) {
 	check("fails", false, 1)
 	check("failure is remembered", false, 1)
 	now = now.Add(retryAfter)
-	source.c, source.err = s.collateral(goodTCB()), nil
+	source.c, source.err = s.collateral(s.tcb()), nil
 	check("asks again", true, 2)
 	check("is cached", true, 2)
 	now = now.Add(time.Hour)
@@ -373,7 +359,7 @@ func FuzzVerify(f *testing.F) {
 	log, _ := agentLog("d o c")
 	f.Add([]byte(toJSON(quote, log)))
 	f.Add([]byte(`{"quote":"BAAC","cc_eventlog":null}`))
-	v := s.verifier(s.collateral(goodTCB()))
+	v := s.verifier(s.collateral(s.tcb()))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if _, err := v.Verify(t.Context(), raw, verifier.Expected{ReportData: digest}); err != nil && !errors.Is(err, verifier.ErrEvidence) {
 			t.Error(err)
@@ -385,9 +371,9 @@ func FuzzVerifyQuote(f *testing.F) {
 	s := newSimulator(f)
 	m := s.model()
 	f.Add(s.quote(m))
-	m.version, m.bodyType, m.svn2 = 5, bodyType15, m.svn
+	m.Header.Version, m.BodyType, m.Body.TEETCBSVN2 = 5, bodyType15, m.Body.TEETCBSVN
 	f.Add(s.quote(m))
-	v := s.verifier(s.collateral(goodTCB()))
+	v := s.verifier(s.collateral(s.tcb()))
 	good, err := parseQuote(s.quote(s.model()))
 	if err != nil {
 		f.Fatal(err)
