@@ -3,7 +3,6 @@ package ccel
 import (
 	"bytes"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 )
@@ -41,13 +40,6 @@ var typeNames = map[uint32]string{
 	evFirmwareBlob2: "EV_EFI_PLATFORM_FIRMWARE_BLOB2", evHandoffTables2: "EV_EFI_HANDOFF_TABLES2",
 	evVariableBoot2: "EV_EFI_VARIABLE_BOOT2", 0x80000010: "EV_EFI_HCRTM_EVENT", evVariableAuthority: "EV_EFI_VARIABLE_AUTHORITY",
 	0x800000E1: "EV_EFI_SPDM_FIRMWARE_BLOB", 0x800000E2: "EV_EFI_SPDM_FIRMWARE_CONFIG",
-}
-
-// agentTag is "AAEL", the tag of events of the attestation agent.
-const agentTag = 0x4141454C
-
-func (e Event) isAgent() bool {
-	return e.Type == evEventTag && len(e.Data) >= 8 && binary.LittleEndian.Uint32(e.Data) == agentTag
 }
 
 // Claims returns the events that were extended into the registers, for the

@@ -15,6 +15,20 @@
 // hardware. Sources of collateral are not trusted, but they can hold back news:
 // the dates are claims.
 //
+// Init data is accepted when its digest is in the signed quote, in one of two
+// places; the claim init_data_binding says which:
+//
+//	mrconfigid   the host set it at launch: MRCONFIGID is the digest, cut or padded
+//	rtmr3        the host set nothing, and the first event of RTMR3 is the agent's:
+//	             github.com/sealpod/sealpod BindInitData DIGEST, in hexadecimal
+//
+// Why the first: the attestation agent binds init data before it serves, so
+// before any container can ask it to record an event; registers cannot go back,
+// so what containers record comes later, whatever they call it. An agent that
+// does not bind leaves that place to the first container that wants it, which is
+// why a policy that trusts rtmr3 must know the guest's image by its
+// measurements. An MRCONFIGID that is set is never overruled.
+//
 // It does not judge: an old TCB, a debug TD and stale collateral are claims
 // that the policy weighs. A revoked certificate or TCB level is refused, as is
 // one that Intel does not know.

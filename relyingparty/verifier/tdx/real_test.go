@@ -191,11 +191,11 @@ func TestRealEventLog(t *testing.T) {
 		t.Error(err)
 	}
 	log := file("ccel_data.dat")
-	if events, err := q.eventLog(log); err != nil || len(events) == 0 {
+	if _, events, err := q.eventLog(log); err != nil || len(events) == 0 {
 		t.Errorf("%d events, %v", len(events), err)
 	}
 	q.RTMR(3)[0] ^= 1
-	if _, err := q.eventLog(log); err == nil {
+	if _, _, err := q.eventLog(log); err == nil {
 		t.Error("RTMR3 is not compared")
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	_ "embed" // Intel's root certificate
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -119,7 +120,8 @@ func parseEvidence(raw json.RawMessage) (quote, eventLog []byte, err error) {
 
 // Verify implements verifier.Verifier. Missing or invalid collateral is
 // ErrCollateral and not the guest's fault. A guest may send no event log; then
-// there is no claim uefi_event_logs.
+// there is no claim uefi_event_logs. The claim init_data_binding is there when
+// the guest sent init data.
 func (v *Verifier) Verify(ctx context.Context, raw json.RawMessage, want verifier.Expected) ([]verifier.Claims, error) {
 	rawQuote, rawLog, err := parseEvidence(raw)
 	if err != nil {
@@ -129,15 +131,26 @@ func (v *Verifier) Verify(ctx context.Context, raw json.RawMessage, want verifie
 	if err != nil {
 		return nil, err
 	}
-	if err := q.bound(want); err != nil {
-		return nil, err
+	if err := q.bound(want.ReportData); err != nil {
+		return nil, fmt.Errorf("%w: %w", verifier.ErrEvidence, err)
 	}
+	var log *ccel.Log
 	if len(rawLog) > 0 {
-		events, err := q.eventLog(rawLog)
-		if err != nil {
+		var events []any
+		if log, events, err = q.eventLog(rawLog); err != nil {
 			return nil, fmt.Errorf("%w: %w", verifier.ErrEvidence, err)
 		}
 		claims["uefi_event_logs"] = events
+	}
+	if want.InitData != nil {
+		binding, err := q.initDataBinding(want.InitData, log)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", verifier.ErrEvidence, err)
+		}
+		claims["init_data_binding"] = binding
+		if binding == bindingRTMR3 {
+			claims["init_data"] = hex.EncodeToString(want.InitData)
+		}
 	}
 	return []verifier.Claims{{Class: verifier.CPU, Values: claims}}, nil
 }
@@ -187,16 +200,13 @@ func (v *Verifier) VerifyQuote(ctx context.Context, raw []byte) (*Quote, map[str
 	return q, claims, nil
 }
 
-// bound compares the quote with what it must be bound to.
-func (q *Quote) bound(want verifier.Expected) error {
-	if n := len(want.ReportData); n == 0 || n > len(q.ReportData()) {
-		return fmt.Errorf("%w: expected report data has %d bytes, TDX quotes carry 1 to %d", verifier.ErrEvidence, n, len(q.ReportData()))
+// bound compares REPORTDATA with what it must be.
+func (q *Quote) bound(want []byte) error {
+	if n := len(want); n == 0 || n > len(q.ReportData()) {
+		return fmt.Errorf("expected report data has %d bytes, TDX quotes carry 1 to %d", n, len(q.ReportData()))
 	}
-	if !bytes.Equal(padded(want.ReportData, len(q.ReportData())), q.ReportData()) {
-		return fmt.Errorf("%w: REPORTDATA is not that of this handshake: the quote was made for another nonce or TEE key", verifier.ErrEvidence)
-	}
-	if want.InitData != nil && !bytes.Equal(padded(want.InitData, len(q.MRConfigID())), q.MRConfigID()) {
-		return fmt.Errorf("%w: MRCONFIGID is not the digest of the init data sent along: the guest was started with other init data", verifier.ErrEvidence)
+	if !bytes.Equal(padded(want, len(q.ReportData())), q.ReportData()) {
+		return errors.New("REPORTDATA is not that of this handshake: the quote was made for another nonce or TEE key")
 	}
 	return nil
 }
@@ -208,18 +218,18 @@ func padded(b []byte, size int) []byte {
 	return out
 }
 
-// eventLog replays the log over all four RTMRs and returns its claims.
-func (q *Quote) eventLog(raw []byte) ([]any, error) {
+// eventLog replays the log over all four RTMRs and returns it with its claims.
+func (q *Quote) eventLog(raw []byte) (*ccel.Log, []any, error) {
 	log, err := ccel.Parse(raw)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	registers := ccel.Registers{}
 	for i := range 4 {
 		registers[uint32(i+1)] = q.RTMR(i)
 	}
 	if err := log.Match(ccel.SHA384, registers); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return log.Claims(ccel.SHA384, registers), nil
+	return log, log.Claims(ccel.SHA384, registers), nil
 }

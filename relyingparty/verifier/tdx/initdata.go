@@ -1,0 +1,43 @@
+package tdx
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+
+	"github.com/sealpod/sealpod/relyingparty/verifier/ccel"
+)
+
+// The values of the claim init_data_binding.
+const (
+	bindingMRConfigID = "mrconfigid"
+	bindingRTMR3      = "rtmr3"
+)
+
+// The event with which the attestation agent binds init data, and the register
+// it goes to by its number in event logs.
+const (
+	agentDomain    = "github.com/sealpod/sealpod"
+	agentOperation = "BindInitData"
+	rtmr3          = 4
+)
+
+// initDataBinding says where the quote has the digest of the init data. log was
+// matched with the quote, and is nil when the guest sent none.
+func (q *Quote) initDataBinding(digest []byte, log *ccel.Log) (string, error) {
+	launched := q.MRConfigID()
+	if bytes.Equal(padded(digest, len(launched)), launched) {
+		return bindingMRConfigID, nil
+	}
+	if !bytes.Equal(launched, make([]byte, len(launched))) {
+		return "", errors.New("MRCONFIGID is not the digest of the init data sent along: the guest was started with other init data")
+	}
+	if log == nil {
+		return "", errors.New("MRCONFIGID is zero and there is no event log: nothing binds the guest to the init data sent along")
+	}
+	if e, ok := log.First(ccel.SHA384, rtmr3); !ok || !e.IsAgent(agentDomain, agentOperation, hex.EncodeToString(digest)) {
+		return "", errors.New("MRCONFIGID is zero and the first event of RTMR3 is not that of the init data sent along: " +
+			"the guest was started with other init data, or its agent bound none")
+	}
+	return bindingRTMR3, nil
+}
