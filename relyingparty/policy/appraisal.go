@@ -89,7 +89,7 @@ func (p *Policy) Appraise(ctx context.Context, input any) (Appraisal, error) {
 	if err := a.setExtensions(first(result["extensions"])); err != nil {
 		return Appraisal{}, fmt.Errorf("%w %s: %w", ErrEval, p.id, err)
 	}
-	a.Reasons = ReadReasons(first(result["reasons"]))
+	a.Reasons = ReadReasons(first(rs[0].Bindings["y"]))
 	return a, nil
 }
 

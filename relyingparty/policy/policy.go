@@ -44,10 +44,10 @@ const (
 
 	packagePath   = "data.policy"
 	claimsRule    = "trust_claims"
-	appraiseQuery = `x := {"claims": [c | c := data.policy.trust_claims], "extensions": [e | e := data.policy.extensions],
-		"reasons": [r | r := data.policy.reasons]}`
-	allowQuery   = `x := data.policy.allow`
-	reasonsQuery = `x := data.policy.reasons`
+	reasonsRule   = "reasons"
+	appraiseQuery = `x := {"claims": [c | c := data.policy.trust_claims], "extensions": [e | e := data.policy.extensions]}`
+	allowQuery    = `x := data.policy.allow`
+	reasonsQuery  = `x := data.policy.reasons`
 )
 
 // Reference finds a reference value by name: any JSON value, or nil when there
@@ -64,11 +64,12 @@ type Engine struct {
 
 // Policy is a compiled policy. It may be used by any number of goroutines.
 type Policy struct {
-	id        string
-	timeout   time.Duration
-	compiler  *ast.Compiler
-	appraise  rego.PreparedEvalQuery
-	hasClaims bool
+	id       string
+	timeout  time.Duration
+	compiler *ast.Compiler
+	appraise rego.PreparedEvalQuery
+	// hasClaims and hasReasons tell of rules that a policy need not have.
+	hasClaims, hasReasons bool
 }
 
 // Compile checks the text of the policy id and prepares it. A text that does
@@ -91,10 +92,17 @@ func (e Engine) Compile(ctx context.Context, id, text string) (*Policy, error) {
 		p.timeout = DefaultTimeout
 	}
 	for _, rule := range module.Rules {
-		p.hasClaims = p.hasClaims || rule.Head.Ref()[0].Value.Compare(ast.Var(claimsRule)) == 0
+		name := rule.Head.Ref()[0].Value
+		p.hasClaims = p.hasClaims || name.Compare(ast.Var(claimsRule)) == 0
+		// A function of that name is the policy's own affair.
+		p.hasReasons = p.hasReasons || name.Compare(ast.Var(reasonsRule)) == 0 && len(rule.Head.Args) == 0
+	}
+	query := appraiseQuery
+	if p.hasReasons {
+		query += `; y := [r | r := data.policy.reasons]`
 	}
 	r := rego.New(
-		rego.Query(appraiseQuery), rego.ParsedModule(module), rego.Capabilities(caps), e.referenceBuiltin(),
+		rego.Query(query), rego.ParsedModule(module), rego.Capabilities(caps), e.referenceBuiltin(),
 		rego.CompilerHook(func(c *ast.Compiler) { p.compiler = c }),
 	)
 	if p.appraise, err = r.PrepareForEval(ctx); err != nil {
@@ -127,6 +135,9 @@ func (p *Policy) Allow(ctx context.Context, input, data map[string]any) (bool, e
 // no to. Most policies have no such rule, and then there are none. See
 // Appraisal.Reasons for what is kept. An evaluation that breaks is ErrEval.
 func (p *Policy) Reasons(ctx context.Context, input, data map[string]any) ([]string, error) {
+	if !p.hasReasons {
+		return nil, nil
+	}
 	x, err := p.ask(ctx, reasonsQuery, input, data)
 	return ReadReasons(x), err
 }

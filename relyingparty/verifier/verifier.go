@@ -53,6 +53,7 @@ type Verifier interface {
 	TEE() string
 	// Verify checks the evidence and returns its claims, one for each TEE it
 	// covers and at least one. Evidence that does not hold is ErrEvidence; the
-	// text names the check and may go to the relying party's log only.
+	// text names the check and goes to the guest, so it says nothing else of the
+	// relying party. The text of any other error goes to the log only.
 	Verify(ctx context.Context, evidence json.RawMessage, want Expected) ([]Claims, error)
 }
