@@ -204,6 +204,24 @@ func TestAgentClaims(t *testing.T) {
 	}
 }
 
+func TestFirstEventOfARegister(t *testing.T) {
+	a, b := agent("d o a"), agent("d o b")
+	l := parse(t, logOf(
+		entry(4, evNoAction, b, sum384(b)), entry(4, evEventTag, b, Digest{SM3, make([]byte, 32)}), // extend nothing
+		entry(3, evIPL, b, sum384(b)), entry(4, evEventTag, a, sum384(a)), entry(4, evEventTag, b, sum384(b))))
+	if e, ok := l.First(SHA384, 4); !ok || !e.IsAgent("d", "o", "a") || e.IsAgent("d", "o", "b") || e.IsAgent("d o", "a", "") {
+		t.Errorf("%v, %v", e, ok)
+	}
+	if e, ok := l.First(SHA384, 3); !ok || e.IsAgent("d", "o", "b") {
+		t.Errorf("an event of another type: %v, %v", e, ok)
+	}
+	for _, register := range []uint32{0, 1, 5} {
+		if e, ok := l.First(SHA384, register); ok {
+			t.Errorf("register %d: %v", register, e)
+		}
+	}
+}
+
 // TestAgentDigest has the digest that the attestation agent of
 // guest-components at 8246e5e0 gives to one text.
 func TestAgentDigest(t *testing.T) {

@@ -51,7 +51,7 @@ func TestProcessorCA(t *testing.T) {
 }
 
 // sgxExtension is the value of Intel's extension.
-func sgxExtension(t *testing.T, cert *x509.Certificate) []byte {
+func sgxExtension(t testing.TB, cert *x509.Certificate) []byte {
 	t.Helper()
 	for _, e := range cert.Extensions {
 		if e.Id.Equal(oidSGX) {

@@ -161,9 +161,17 @@ func (f File) Collateral(_ context.Context, p Platform) (*Collateral, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: reading the collateral file: %w", ErrCollateral, err)
 	}
+	c, err := f.parse(text, p)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrCollateral, f.Path, err)
+	}
+	return c, nil
+}
+
+func (f File) parse(text []byte, p Platform) (*Collateral, error) {
 	var file pcsFile
 	if err := json.Unmarshal(text, &file); err != nil {
-		return nil, fmt.Errorf("%w: reading %s: %w", ErrCollateral, f.Path, err)
+		return nil, fmt.Errorf("not a file of PcsClientTool: %w", err)
 	}
 	in := file.Collaterals
 	var c Collateral
@@ -173,7 +181,7 @@ func (f File) Collateral(_ context.Context, p Platform) (*Collateral, error) {
 		}
 	}
 	if c.TCBInfo == nil {
-		return nil, fmt.Errorf("%w: %s has no TDX TCB info for FMSPC %X", ErrCollateral, f.Path, p.FMSPC)
+		return nil, fmt.Errorf("it has no TDX TCB info for FMSPC %X", p.FMSPC)
 	}
 	c.QEIdentity = f.choose(in.QE, in.QEEarly)
 	c.TCBInfoChain, c.QEIdentityChain = certificate(in.Certificates["TCB-Info-Issuer-Chain"]), certificate(in.Certificates["SGX-Enclave-Identity-Issuer-Chain"])

@@ -353,42 +353,6 @@ func TestCache(t *testing.T) {
 	}
 }
 
-func FuzzVerify(f *testing.F) {
-	s := newSimulator(f)
-	quote := s.quote(s.model())
-	log, _ := agentLog("d o c")
-	f.Add([]byte(toJSON(quote, log)))
-	f.Add([]byte(`{"quote":"BAAC","cc_eventlog":null}`))
-	v := s.verifier(s.collateral(s.tcb()))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		if _, err := v.Verify(t.Context(), raw, verifier.Expected{ReportData: digest}); err != nil && !errors.Is(err, verifier.ErrEvidence) {
-			t.Error(err)
-		}
-	})
-}
-
-func FuzzVerifyQuote(f *testing.F) {
-	s := newSimulator(f)
-	m := s.model()
-	f.Add(s.quote(m))
-	m.Header.Version, m.BodyType, m.Body.TEETCBSVN2 = 5, bodyType15, m.Body.TEETCBSVN
-	f.Add(s.quote(m))
-	v := s.verifier(s.collateral(s.tcb()))
-	good, err := parseQuote(s.quote(s.model()))
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		q, _, err := v.VerifyQuote(t.Context(), raw)
-		if err == nil && !bytes.Equal(q.Body[:bodySize10], good.Body) {
-			t.Error("a forged quote")
-		}
-		if err != nil && !errors.Is(err, verifier.ErrEvidence) {
-			t.Error(err)
-		}
-	})
-}
-
 // TestEvidenceIsStrictBase64 keeps two texts from being one quote.
 func TestEvidenceIsStrictBase64(t *testing.T) {
 	raw := json.RawMessage(`{"quote":"` + strings.TrimRight(base64.StdEncoding.EncodeToString([]byte("x")), "=") + `"}`)
