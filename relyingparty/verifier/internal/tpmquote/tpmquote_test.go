@@ -147,6 +147,7 @@ func TestBadQuote(t *testing.T) {
 		}), "2 banks"},
 		"nonce of 65 bytes":    {attested(func(a *tpm2.TPMSAttest) { a.ExtraData.Buffer = make([]byte, 65) }), "extraData of 65 bytes"},
 		"name of 67 bytes":     {attested(func(a *tpm2.TPMSAttest) { a.QualifiedSigner.Buffer = make([]byte, 67) }), "qualifiedSigner of 67 bytes"},
+		"neither safe nor not": {signed(func() []byte { b := slices.Clone(good.Message); b[4+2+2+34+2+48+16] = 2; return b }()), "safe is 2"},
 		"a byte too many":      {signed(append(slices.Clone(good.Message), 0)), "1 bytes behind"},
 		"empty":                {signed(nil), "truncated at magic"},
 		"register changed":     {registers(func(p [][]byte) [][]byte { p[11][31] ^= 1; return p }), "not those it covers"},
