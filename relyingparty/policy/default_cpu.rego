@@ -20,8 +20,9 @@ package policy
 #
 # init_data is the digest the guest was started with. The host chooses it, so any
 # verifies; the owner may pin it, as the evidence has it: in hex HOST_DATA for snp
-# (32 bytes), MRCONFIGID for tdx (48 bytes, a shorter digest with zeros behind)
-# and PCR 8 where there is a TPM, and the digest in base64 for sample.
+# (32 bytes), MRCONFIGID for tdx (48 bytes, a shorter digest with zeros behind; the
+# digest itself where init_data_binding is rtmr3) and PCR 8 where there is a TPM,
+# and the digest in base64 for sample.
 checks := {
 	# No TEE at all. The resource policy refuses it whatever stands here.
 	"sample": {

@@ -1,6 +1,10 @@
 // Package policy decides with Rego: which trust a verifier's claims deserve
 // (attestation policies) and which resource a token opens (resource policy).
 //
+// Policies of both kinds may have a rule reasons, a set of strings, that says for
+// people why a guest is not affirmed or a resource not opened: see
+// Appraisal.Reasons. It decides nothing.
+//
 // Place in the data path: package attestation asks Appraise, the resource
 // endpoint asks Allow; Set finds the policy in the store or the one built in.
 //
