@@ -25,5 +25,6 @@
 //
 // Sources: AMD 56860 "SEV Secure Nested Paging Firmware ABI Specification" and
 // 57230 "VCEK Certificate and KDS Interface Specification"; trustee
-// deps/verifier/src/snp at 78962cd4.
+// deps/verifier/src/snp at 78962cd4; on revocation, the distribution points in
+// AMD's own certificates (go-sev-guest v0.15.0 verify/trust).
 package snp

@@ -52,7 +52,7 @@ func (v *Verifier) notRevoked(ctx context.Context, r Report, root Root, issuer *
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("getting the revocation list of %s: %w", r.Product, err)
+			return fmt.Errorf("getting the revocation list of %s, which an offline store may do without: %w", r.Product, err)
 		}
 		next, err := search(der, root.ARK, issuer)
 		if err != nil {
