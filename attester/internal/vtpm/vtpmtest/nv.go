@@ -26,6 +26,17 @@ func Frame(code tpm2.TPMRC, sessions bool, body []byte) []byte {
 	return append(be.AppendUint32(out, uint32(code)), body...)
 }
 
+// IsAbout tells whether cmd reads an NV index or asks about it.
+func IsAbout(cmd []byte, index uint32) bool {
+	switch Command(cmd) {
+	case tpm2.TPMCCNVReadPublic:
+		return binary.BigEndian.Uint32(cmd[10:]) == index
+	case tpm2.TPMCCNVRead: // the first handle is who authorizes
+		return binary.BigEndian.Uint32(cmd[14:]) == index
+	}
+	return false
+}
+
 // ReadOnlyNV answers for an NV index that the TPM itself cannot hold, because
 // it is longer than the 2048 bytes of libtpms, say. It asks for the content at
 // the start of each read, as a paravisor renews its report then.
@@ -33,11 +44,11 @@ func ReadOnlyNV(index uint32, size int, content func() []byte) Hook {
 	var now []byte
 	be := binary.BigEndian
 	return func(cmd []byte) []byte {
+		if !IsAbout(cmd, index) {
+			return nil
+		}
 		switch Command(cmd) {
 		case tpm2.TPMCCNVReadPublic:
-			if be.Uint32(cmd[10:]) != index {
-				return nil
-			}
 			area := tpm2.Marshal(tpm2.TPMSNVPublic{
 				NVIndex: tpm2.TPMHandle(index), NameAlg: tpm2.TPMAlgSHA256,
 				Attributes: tpm2.TPMANV{OwnerRead: true, Written: true, PlatformCreate: true}, DataSize: uint16(size),
@@ -46,9 +57,6 @@ func ReadOnlyNV(index uint32, size int, content func() []byte) Hook {
 			name := append([]byte{0, 0x0b}, make([]byte, 32)...)
 			return Frame(0, false, append(append(body, 0, byte(len(name))), name...))
 		case tpm2.TPMCCNVRead:
-			if be.Uint32(cmd[14:]) != index {
-				return nil
-			}
 			// Size and offset are the last four bytes.
 			n, at := int(be.Uint16(cmd[len(cmd)-4:])), int(be.Uint16(cmd[len(cmd)-2:]))
 			if at == 0 {
