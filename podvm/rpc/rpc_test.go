@@ -306,3 +306,35 @@ func BenchmarkUnary(b *testing.B) {
 	cancel()
 	<-done
 }
+
+func TestRemoveStale(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "s.sock")
+	left := func() bool {
+		_, err := os.Lstat(path)
+		return err == nil
+	}
+	if err := RemoveStale(t.Context(), path); err != nil {
+		t.Errorf("nothing there: %v", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := RemoveStale(t.Context(), path); err != nil || !left() {
+		t.Errorf("a socket in use is removed, or %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveStale(t.Context(), path); err != nil || left() {
+		t.Errorf("a stale socket stays, %v", err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := RemoveStale(t.Context(), path); err != nil || !left() {
+		t.Errorf("a file is removed, or %v", err)
+	}
+}

@@ -1,14 +1,17 @@
 // Package rpc is how Sealpod's daemons speak ttrpc over unix sockets: a
 // listener whose appearance means "ready", a server that counts, bounds and
 // drains its calls, a client that survives its peer, and the one way an error
-// leaves the process.
+// leaves the process. The same server speaks gRPC over loopback to callers who
+// know nothing else.
 //
 // Data path: kata-agent, api-server-rest and the forwarder are the callers;
 // the attestation agent and the data hub are the servers.
 //
 // Trust: callers are local but not trusted. Frames are capped at 4 MiB by
 // ttrpc itself, frames of other kinds than requests end their connection,
-// concurrency is capped here, a panic in a handler fails that call only.
+// concurrency is capped here, a panic in a handler fails that call only. A unix
+// socket has permissions; a loopback port is open to every process of the
+// network namespace.
 package rpc
 
 import (
@@ -23,6 +26,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -53,6 +57,24 @@ func SocketPath(addr string) (string, error) {
 		return "", fmt.Errorf("socket address %q: want unix://PATH", podvm.Printable(addr, 200))
 	}
 	return p, nil
+}
+
+// RemoveStale removes a socket at path that nobody listens on: its existence
+// means "ready" to others, and a daemon that crashed leaves it behind. Anything
+// else there stays.
+func RemoveStale(ctx context.Context, path string) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err == nil {
+		return conn.Close()
+	}
+	if st, serr := os.Lstat(path); serr != nil || st.Mode()&fs.ModeSocket == 0 || !errors.Is(err, syscall.ECONNREFUSED) {
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing a stale socket: %w", err)
+	}
+	return nil
 }
 
 // Listen makes the directory of path, takes the place of a stale socket there
@@ -113,7 +135,7 @@ func Serve(ctx context.Context, l net.Listener, log *slog.Logger, register func(
 }
 
 func serve(ctx context.Context, l net.Listener, log *slog.Logger, drain time.Duration, register func(*ttrpc.Server)) error {
-	g := &gate{log: log, slots: make(chan struct{}, maxCalls), idle: make(chan struct{})}
+	g := newGate(log)
 	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(g.intercept))
 	if err != nil {
 		return fmt.Errorf("creating the server: %w", err)
@@ -132,19 +154,7 @@ func serve(ctx context.Context, l net.Listener, log *slog.Logger, drain time.Dur
 	err = l.Close()
 	// ttrpc's own Shutdown closes connections with calls in flight
 	// (v1.2.10 marks a connection active only when it replies), so wait first.
-	drained := g.drain()
-	select {
-	case <-drained:
-	case <-time.After(drain):
-		log.Warn("Calls still running at shutdown are cut off")
-		cancel()
-		// What they hold is closed after this: let them put it in order.
-		select {
-		case <-drained:
-		case <-time.After(undoTime):
-			log.Warn("Calls that do not end are left behind")
-		}
-	}
+	g.end(drain, cancel)
 	cancel()
 	err = errors.Join(err, srv.Close())
 	if e := <-done; !errors.Is(e, net.ErrClosed) && !errors.Is(e, ttrpc.ErrServerClosed) {
@@ -162,6 +172,29 @@ type gate struct {
 	running  int // or waiting for a slot
 	draining bool
 	idle     chan struct{} // closed when draining and nothing runs
+}
+
+func newGate(log *slog.Logger) *gate {
+	return &gate{log: log, slots: make(chan struct{}, maxCalls), idle: make(chan struct{})}
+}
+
+// end refuses new calls and waits for the running ones, after drain for those
+// that cut ended.
+func (g *gate) end(drain time.Duration, cut func()) {
+	drained := g.drain()
+	select {
+	case <-drained:
+		return
+	case <-time.After(drain):
+	}
+	g.log.Warn("Calls still running at shutdown are cut off")
+	cut()
+	// What they hold is closed after this: let them put it in order.
+	select {
+	case <-drained:
+	case <-time.After(undoTime):
+		g.log.Warn("Calls that do not end are left behind")
+	}
 }
 
 // drain refuses new calls and returns a channel that closes shortly after the
@@ -209,7 +242,12 @@ func (g *gate) leave() {
 	}
 }
 
-func (g *gate) intercept(ctx context.Context, um ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
+func (g *gate) intercept(ctx context.Context, um ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
+	return g.run(ctx, info.FullMethod, func(ctx context.Context) (any, error) { return method(ctx, um) })
+}
+
+// run runs one call of a method.
+func (g *gate) run(ctx context.Context, method string, handle func(context.Context) (any, error)) (resp any, err error) {
 	if err := g.enter(); err != nil {
 		return nil, err
 	}
@@ -221,7 +259,7 @@ func (g *gate) intercept(ctx context.Context, um ttrpc.Unmarshaler, info *ttrpc.
 		return nil, errTooMany
 	}
 	req := newRequestID()
-	log := g.log.With("req", req, "method", info.FullMethod)
+	log := g.log.With("req", req, "method", method)
 	ctx = context.WithValue(ctx, callKey{}, &call{id: req, log: log})
 	start := time.Now()
 	defer func() {
@@ -231,5 +269,5 @@ func (g *gate) intercept(ctx context.Context, um ttrpc.Unmarshaler, info *ttrpc.
 		}
 		log.Debug("Answered", "dur", time.Since(start), "ok", err == nil)
 	}()
-	return method(ctx, um)
+	return handle(ctx)
 }
