@@ -1,18 +1,17 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 
 	"github.com/containerd/ttrpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	aa "github.com/sealpod/sealpod/api/attestationagent"
 	"github.com/sealpod/sealpod/attester"
-	"github.com/sealpod/sealpod/attester/initdata"
+	"github.com/sealpod/sealpod/attester/tdx"
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/rpc"
@@ -21,15 +20,6 @@ import (
 // maxRuntimeData caps what a caller may have put into evidence, in bytes: the
 // evidence has to fit into a ttrpc frame of 4 MiB.
 const maxRuntimeData = 1 << 20
-
-// Texts that callers match on.
-// Source: guest-components attestation-agent/src/bin/ttrpc_dep/server.rs at 8246e5e0.
-const (
-	tokenFailed    = "[ERROR:attestation-agent] AA-KBC get token failed"
-	evidenceFailed = "[ERROR:attestation-agent] AA-KBC get evidence failed"
-	extendFailed   = "[ERROR:attestation-agent] AA extend runtime measurement failed"
-	bindMissing    = "/attestation_agent.AttestationAgentService/BindInitData is not supported"
-)
 
 // EventLog records a runtime event and extends a measurement register with it.
 type EventLog interface {
@@ -45,16 +35,17 @@ type Deps struct {
 	TEEs   *attester.Set
 	// EventLog is nil when the TEE cannot extend measurements.
 	EventLog EventLog
-	// InitData goes to the KBS with every attestation; nil if there is none.
-	InitData *initdata.Document
+	InitData InitData     // what BindInitData returned
 	Log      *slog.Logger // nil means slog.Default()
 }
 
-// Agent implements AttestationAgentService. It is safe for concurrent use.
+// Agent is the attestation agent behind its servers, see Register and
+// RegisterGRPC. It is safe for concurrent use.
 type Agent struct {
 	tees     *attester.Set
 	events   EventLog
 	eventsOn bool
+	recorded []byte        // InitData.Recorded
 	tokens   *tokens       // nil without a usable KBS
 	kbs      *kbs.Client   // nil without a usable KBS
 	as       *kbs.ASClient // nil without a usable attestation service
@@ -69,7 +60,8 @@ func New(d Deps) *Agent {
 	if d.Log == nil {
 		d.Log = slog.Default()
 	}
-	a := &Agent{tees: d.TEEs, events: d.EventLog, eventsOn: d.Config.EventLog.Enable, unusable: map[string]error{}}
+	a := &Agent{tees: d.TEEs, events: d.EventLog, eventsOn: d.Config.EventLog.Enable,
+		recorded: d.InitData.Recorded, unusable: map[string]error{}}
 	if a.eventsOn && a.events == nil {
 		d.Log.Warn("The event log is enabled but this TEE cannot extend measurements", "tee", d.TEEs.TEE())
 	}
@@ -79,8 +71,8 @@ func New(d Deps) *Agent {
 	if c := d.Config.Tokens.KBS; c != nil {
 		if a.kbs, a.unusable["kbs"] = c.client(d.Log); a.kbs != nil {
 			var init *kbs.InitData
-			if d.InitData != nil {
-				init = &kbs.InitData{Format: "toml", Body: d.InitData.Text}
+			if doc := d.InitData.Document; doc != nil {
+				init = &kbs.InitData{Format: "toml", Body: doc.Text}
 			}
 			a.tokens = newTokens(func(ctx context.Context) (*kbs.Token, error) {
 				return a.kbs.Attest(ctx, d.TEEs, init, c.TEEKeyAlgorithm)
@@ -106,35 +98,7 @@ func (a *Agent) Close() {
 	}
 }
 
-// Register adds the service to srv.
-func (a *Agent) Register(srv *ttrpc.Server) { aa.RegisterAttestationAgentServiceService(srv, a) }
-
-// GetEvidence returns the primary TEE's evidence over the runtime data, which
-// goes to the TEE unhashed.
-func (a *Agent) GetEvidence(ctx context.Context, req *aa.GetEvidenceRequest) (*aa.GetEvidenceResponse, error) {
-	if err := checkRuntimeData(req.GetRuntimeData()); err != nil {
-		return nil, rpc.Fail(ctx, codes.Internal, evidenceFailed, err)
-	}
-	out, err := a.tees.Evidence(ctx, req.GetRuntimeData())
-	if err != nil {
-		return nil, rpc.Fail(ctx, codes.Internal, evidenceFailed, err)
-	}
-	return &aa.GetEvidenceResponse{Evidence: out}, nil
-}
-
-// GetAdditionalEvidence returns the evidence of all devices, nothing without
-// devices.
-func (a *Agent) GetAdditionalEvidence(ctx context.Context, req *aa.GetAdditionalEvidenceRequest) (*aa.GetEvidenceResponse, error) {
-	if err := checkRuntimeData(req.GetRuntimeData()); err != nil {
-		return nil, rpc.Fail(ctx, codes.Internal, evidenceFailed, err)
-	}
-	out, err := a.tees.AdditionalEvidence(ctx, req.GetRuntimeData())
-	if err != nil {
-		return nil, rpc.Fail(ctx, codes.Internal, evidenceFailed, err)
-	}
-	return &aa.GetEvidenceResponse{Evidence: []byte(out)}, nil
-}
-
+// checkRuntimeData refuses what is longer than maxRuntimeData.
 func checkRuntimeData(b []byte) error {
 	if len(b) <= maxRuntimeData {
 		return nil
@@ -143,19 +107,11 @@ func checkRuntimeData(b []byte) error {
 		fmt.Sprintf("runtime data of more than %d bytes", maxRuntimeData))
 }
 
-// GetToken returns a token: type "kbs" as JSON with its TEE key, from the cache
-// while that is allowed (see tokens), type "coco_as" as a bare JWT.
-func (a *Agent) GetToken(ctx context.Context, req *aa.GetTokenRequest) (*aa.GetTokenResponse, error) {
-	out, err := a.token(ctx, req.GetTokenType())
-	if err != nil {
-		return nil, rpc.Fail(ctx, codes.Internal, tokenFailed, err)
-	}
-	return &aa.GetTokenResponse{Token: out}, nil
-}
-
 // errToken says that no token of the wanted type can be had.
 var errToken = errors.New("no such token")
 
+// token returns a token: type "kbs" as JSON with its TEE key, from the cache
+// while that is allowed (see tokens), type "coco_as" as a bare JWT.
 func (a *Agent) token(ctx context.Context, kind string) ([]byte, error) {
 	switch {
 	case kind == "kbs" && a.tokens != nil:
@@ -177,14 +133,11 @@ func (a *Agent) token(ctx context.Context, kind string) ([]byte, error) {
 		"the token type must be kbs or coco_as")
 }
 
-// ExtendRuntimeMeasurement records an event. It answers NOT_ENABLED when the
-// event log is off and NOT_SUPPORTED when the TEE cannot extend. A token from
-// before the event is not given out after it.
-func (a *Agent) ExtendRuntimeMeasurement(ctx context.Context, req *aa.ExtendRuntimeMeasurementRequest) (*aa.ExtendRuntimeMeasurementResponse, error) {
-	result := aa.RuntimeMeasurementResult_OK
+// extend records an event. A token from before the event is not given out after
+// it.
+func (a *Agent) extend(ctx context.Context, req *aa.ExtendRuntimeMeasurementRequest) (aa.RuntimeMeasurementResult, error) {
 	if !a.eventsOn {
-		result = aa.RuntimeMeasurementResult_NOT_ENABLED
-		return &aa.ExtendRuntimeMeasurementResponse{Result: result}, nil
+		return aa.RuntimeMeasurementResult_NOT_ENABLED, nil
 	}
 	err := attester.ErrUnsupported
 	if a.events != nil {
@@ -192,26 +145,34 @@ func (a *Agent) ExtendRuntimeMeasurement(ctx context.Context, req *aa.ExtendRunt
 	}
 	switch {
 	case errors.Is(err, attester.ErrUnsupported):
-		result = aa.RuntimeMeasurementResult_NOT_SUPPORTED
+		return aa.RuntimeMeasurementResult_NOT_SUPPORTED, nil
 	case err != nil:
-		return nil, rpc.Fail(ctx, codes.Internal, extendFailed, err)
-	case a.tokens != nil:
+		return aa.RuntimeMeasurementResult_OK, err
+	}
+	a.measured()
+	return aa.RuntimeMeasurementResult_OK, nil
+}
+
+// bindInitData binds a digest once more, which is no error where there is
+// nothing to bind to, as upstream. RTMR3 is not extended for it: what is first
+// there was settled before anybody could call.
+func (a *Agent) bindInitData(ctx context.Context, digest []byte) error {
+	err := a.tees.BindInitData(ctx, digest)
+	switch {
+	case errors.Is(err, attester.ErrUnsupported):
+		return nil
+	case errors.Is(err, tdx.ErrNoInitData) && a.recorded != nil && bytes.Equal(digest, a.recorded):
+		return nil
+	case err != nil:
+		return err
+	}
+	a.measured() // a vTPM extends a register for it
+	return nil
+}
+
+// measured forgets the token that does not know of the last measurement.
+func (a *Agent) measured() {
+	if a.tokens != nil {
 		a.tokens.drop()
 	}
-	return &aa.ExtendRuntimeMeasurementResponse{Result: result}, nil
-}
-
-// BindInitData exists in upstream's gRPC service only.
-func (a *Agent) BindInitData(context.Context, *aa.BindInitDataRequest) (*aa.BindInitDataResponse, error) {
-	return nil, status.Error(codes.NotFound, bindMissing)
-}
-
-// GetTeeType returns the wire name of the primary TEE.
-func (a *Agent) GetTeeType(context.Context, *aa.GetTeeTypeRequest) (*aa.GetTeeTypeResponse, error) {
-	return &aa.GetTeeTypeResponse{Tee: a.tees.TEE()}, nil
-}
-
-// GetAdditionalTees returns the wire names of the devices.
-func (a *Agent) GetAdditionalTees(context.Context, *aa.GetAdditionalTeesRequest) (*aa.GetAdditionalTeesResponse, error) {
-	return &aa.GetAdditionalTeesResponse{AdditionalTees: a.tees.DeviceTEEs()}, nil
 }

@@ -26,7 +26,10 @@ import (
 	"github.com/sealpod/sealpod/attester"
 	"github.com/sealpod/sealpod/attester/initdata"
 	"github.com/sealpod/sealpod/attester/sample"
+	"github.com/sealpod/sealpod/attester/snp"
+	"github.com/sealpod/sealpod/attester/tdx"
 	"github.com/sealpod/sealpod/kbs"
+	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
@@ -223,13 +226,37 @@ func TestLargestRuntimeDataFitsAFrame(t *testing.T) {
 	}
 }
 
+// What a TEE cannot sign is refused with the reason, not cut; what it can sign
+// gets as far as the device, which is not there.
+func TestReportDataThatIsTooLong(t *testing.T) {
+	host := podvm.Host{Root: t.TempDir()}
+	for name, tt := range map[string]struct {
+		tee  attester.Attester
+		says string
+	}{
+		"tdx": {tdx.New(host), "TDX report data must not be longer than 64 bytes"},
+		"snp": {snp.New(host), "SNP report data must not be longer than 64 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := start(t, Deps{TEEs: &attester.Set{Primary: tt.tee}})
+			for size, refused := range map[int]bool{64: false, 65: true, maxRuntimeData: true} {
+				_, err := c.GetEvidence(t.Context(), &aa.GetEvidenceRequest{RuntimeData: make([]byte, size)})
+				s := status.Convert(err)
+				if s.Code() != codes.Internal || strings.HasPrefix(s.Message(), ttrpcTexts.evidence+": "+tt.says+" (request ") != refused {
+					t.Errorf("%d bytes: %v", size, err)
+				}
+			}
+		})
+	}
+}
+
 func TestTokenOverTheSocket(t *testing.T) {
 	k := newFakeKBS(t)
 	doc, err := initdata.Parse([]byte("algorithm = \"sha256\"\n# exact\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := start(t, Deps{Config: withKBS(k.URL), InitData: doc})
+	c := start(t, Deps{Config: withKBS(k.URL), InitData: InitData{Document: doc}})
 	get := func(ctx context.Context) *kbs.Token {
 		t.Helper()
 		out, err := c.GetToken(ctx, &aa.GetTokenRequest{TokenType: "kbs"})

@@ -22,6 +22,7 @@ type Config struct {
 	EventLog EventLogConfig `config:"eventlog_config"`
 	Log      LogConfig      `config:"log"`
 	Attester AttesterConfig `config:"attester"` // ours
+	InitData InitDataConfig `config:"initdata"` // ours
 }
 
 // TokenConfigs says where tokens come from; nil means not at all.
@@ -63,6 +64,15 @@ type AttesterConfig struct {
 	Allow []string `config:"allow"`
 }
 
+// InitDataConfig is the table initdata. Ours.
+type InitDataConfig struct {
+	// RTMR3 makes init data the first event of RTMR3 on a TDX guest whose host
+	// set no MRCONFIGID, instead of refusing to start; see BindInitData. The
+	// environment variable SEALPOD_INITDATA_RTMR3, true or false, takes its
+	// place.
+	RTMR3 bool `config:"rtmr3"`
+}
+
 // defaultInitPCR is the register of event log entries that name none.
 const defaultInitPCR = 17
 
@@ -92,6 +102,13 @@ func LoadConfig(path string, host podvm.Host) (Config, []podvm.UnknownKey, error
 				c.Attester.Allow = append(c.Attester.Allow, tee)
 			}
 		}
+	}
+	if text := host.Getenv("SEALPOD_INITDATA_RTMR3"); text != "" {
+		on, err := strconv.ParseBool(text)
+		if err != nil {
+			return Config{}, nil, fmt.Errorf("checking the configuration: %w: SEALPOD_INITDATA_RTMR3: want true or false", podvm.ErrConfig)
+		}
+		c.InitData.RTMR3 = on
 	}
 	if err := c.validate(); err != nil {
 		return Config{}, nil, fmt.Errorf("checking the configuration: %w: %w", podvm.ErrConfig, err)
@@ -195,6 +212,7 @@ func (c *Config) Describe(w io.Writer) error {
 	add("eventlog_config.enable_eventlog", strconv.FormatBool(c.EventLog.Enable))
 	add("log.level", strconv.Quote(c.Log.Level))
 	add("attester.allow", fmt.Sprintf("%q", c.Attester.Allow))
+	add("initdata.rtmr3", strconv.FormatBool(c.InitData.RTMR3))
 	_, err := io.WriteString(w, strings.Join(lines, "\n")+"\n")
 	return err
 }

@@ -49,12 +49,15 @@ enable_eventlog = true
 level = "debug"
 [attester]
 allow = ["sample"]
+[initdata]
+rtmr3 = true
 `, want: defaults(func(c *Config) {
 			c.Tokens.KBS = &KBSConfig{URL: "https://kbs.example:8080/", Cert: "PEM", TEEKeyAlgorithm: kbs.RSAOAEP, Cache: &off}
 			c.Tokens.CoCoAS = &CoCoASConfig{URL: "http://as.example"}
 			c.EventLog = EventLogConfig{InitPCR: 23, Enable: true}
 			c.Log.Level = "debug"
 			c.Attester.Allow = []string{"sample"}
+			c.InitData.RTMR3 = true
 		})},
 		"json with text for scalars": {file: "aa.json", text: `{"token_configs":{"kbs":{"url":"http://k","cache":"no"}},"eventlog_config":{"init_pcr":"8","enable_eventlog":"yes"}}`,
 			want: defaults(func(c *Config) {
@@ -75,6 +78,9 @@ allow = ["sample"]
 		"parameters of the kernel":         {env: map[string]string{"cmdline": "ro agent.aa_kbc_params=cc_kbc::http://k quiet\n"}, want: defaults(func(c *Config) { c.Tokens.KBS = &KBSConfig{URL: "http://k"} })},
 		"no command line at all":           {want: defaults(nil)},
 		"allow-list from the environment":  {file: "aa.toml", text: "[attester]\nallow=['tdx']", env: map[string]string{"SEALPOD_ATTESTERS": "sample, sampledevice,"}, want: defaults(func(c *Config) { c.Attester.Allow = []string{"sample", "sampledevice"} })},
+		"RTMR3 from the environment":       {file: "aa.toml", env: map[string]string{"SEALPOD_INITDATA_RTMR3": "1"}, want: defaults(func(c *Config) { c.InitData.RTMR3 = true })},
+		"the environment wins there too":   {file: "aa.toml", text: "[initdata]\nrtmr3=true", env: map[string]string{"SEALPOD_INITDATA_RTMR3": "false"}, want: defaults(nil)},
+		"nothing in the environment":       {file: "aa.toml", text: "[initdata]\nrtmr3=true", env: map[string]string{"SEALPOD_INITDATA_RTMR3": ""}, want: defaults(func(c *Config) { c.InitData.RTMR3 = true })},
 		"environment empties the list too": {file: "aa.toml", text: "[attester]\nallow=['tdx']", env: map[string]string{"SEALPOD_ATTESTERS": ""}, want: defaults(nil)},
 	}
 	for name, tt := range tests {
@@ -135,6 +141,10 @@ func TestLoadConfigRefuses(t *testing.T) {
 			}
 		})
 	}
+	env := map[string]string{"SEALPOD_INITDATA_RTMR3": "maybe"}
+	if _, _, err := LoadConfig("", hostWith(env, t.TempDir())); !errors.Is(err, podvm.ErrConfig) || !strings.Contains(err.Error(), "SEALPOD_INITDATA_RTMR3") {
+		t.Errorf("RTMR3 from the environment: %v", err)
+	}
 	if _, _, err := LoadConfig(filepath.Join(t.TempDir(), "absent.toml"), podvm.Host{}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("absent file: %v", err)
 	}
@@ -149,7 +159,8 @@ func TestDescribeHidesPasswords(t *testing.T) {
 	if err := c.Describe(&b); err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(b.String(), "hunter2") || !strings.Contains(b.String(), `token_configs.kbs.cache = true`) {
+	if strings.Contains(b.String(), "hunter2") || !strings.Contains(b.String(), `token_configs.kbs.cache = true`) ||
+		!strings.Contains(b.String(), "initdata.rtmr3 = false\n") {
 		t.Error(b.String())
 	}
 	if err := c.CheckClients(); err == nil || strings.Contains(err.Error(), "hunter2") {

@@ -19,6 +19,15 @@ func OpenEventLog(ctx context.Context, c Config, tees *attester.Set, host podvm.
 	if !c.EventLog.Enable {
 		return nil, nil
 	}
+	l, err := openEventLog(ctx, c, tees, host, log)
+	if l == nil {
+		return nil, err // not a nil *eventlog.Log in an interface
+	}
+	return l, nil
+}
+
+// openEventLog is OpenEventLog whether the log is enabled or not.
+func openEventLog(ctx context.Context, c Config, tees *attester.Set, host podvm.Host, log *slog.Logger) (*eventlog.Log, error) {
 	platform, ok := eventlog.PlatformOf(tees.TEE())
 	m, can := tees.Primary.(attester.Measurer)
 	if !ok || !can {
@@ -28,11 +37,7 @@ func OpenEventLog(ctx context.Context, c Config, tees *attester.Set, host podvm.
 	if registers == nil {
 		return nil, nil
 	}
-	l, err := eventlog.Open(ctx, eventlog.Options{
+	return eventlog.Open(ctx, eventlog.Options{
 		Host: host, Platform: platform, Registers: registers, DefaultPCR: c.EventLog.InitPCR, Log: log,
 	})
-	if err != nil {
-		return nil, err
-	}
-	return l, nil
 }

@@ -6,9 +6,14 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	aa "github.com/sealpod/sealpod/api/attestationagent"
 	"github.com/sealpod/sealpod/attester"
@@ -19,7 +24,7 @@ import (
 )
 
 // rtmr3 is where kernels from 6.16 on extend the register of PCR 17.
-const rtmr3 = "/sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384"
+const rtmr3 = tdxMeasurements + "rtmr3:sha384"
 
 // tdxHost is a guest whose kernel has, or has not, the files of registers.
 func tdxHost(t *testing.T, registers bool) podvm.Host {
@@ -81,6 +86,101 @@ func TestEventLogByPlatform(t *testing.T) {
 				t.Errorf("digest %x", digest)
 			}
 		})
+	}
+}
+
+// The same for every TEE by name, with the register of the configuration's own
+// default and with one that every platform takes.
+func TestEventLogByName(t *testing.T) {
+	const ok, unsupported = aa.RuntimeMeasurementResult_OK, aa.RuntimeMeasurementResult_NOT_SUPPORTED
+	for tee, want := range map[string]aa.RuntimeMeasurementResult{
+		"az-tdx-vtpm": ok, "az-snp-vtpm": ok, "tpm": ok,
+		"snp": unsupported, "sgx": unsupported, "csv": unsupported, "cca": unsupported, "se": unsupported,
+		"sample": unsupported, "": unsupported, "unheard-of": unsupported,
+	} {
+		for pcr, cause := range map[uint64]string{
+			17: "PCR 17 cannot be extended from inside a guest: name another, or set init_pcr = 23", 23: "", 8: ""} {
+			c := defaults(func(c *Config) { c.EventLog = EventLogConfig{InitPCR: pcr, Enable: true} })
+			host := podvm.Host{Root: t.TempDir()}
+			for _, registers := range []eventlog.Registers{newPCRs(), nil} {
+				tees := &attester.Set{Primary: named{tee, registers}}
+				events, err := OpenEventLog(t.Context(), c, tees, host, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatalf("%s, PCR %d: %v", tee, pcr, err)
+				}
+				out, err := start(t, Deps{Config: c, TEEs: tees, EventLog: events}).ExtendRuntimeMeasurement(t.Context(),
+					&aa.ExtendRuntimeMeasurementRequest{Domain: "d", Operation: "o", Content: "c"})
+				switch {
+				case registers == nil || want == unsupported:
+					if err != nil || out.GetResult() != unsupported {
+						t.Errorf("%s, PCR %d: %v, %v", tee, pcr, out.GetResult(), err)
+					}
+				case cause != "":
+					if s := status.Convert(err); s.Code() != codes.Internal || !strings.HasPrefix(s.Message(), ttrpcTexts.extend+": "+cause) {
+						t.Errorf("%s, PCR %d: %v", tee, pcr, err)
+					}
+				case err != nil || out.GetResult() != ok || len(registers.(pcrs).values[uint32(pcr)]) != 32:
+					t.Errorf("%s, PCR %d: %v, %v", tee, pcr, out.GetResult(), err)
+				}
+			}
+		}
+	}
+}
+
+// A PCR number that is too large is refused as it is, not cut to 8 bits.
+func TestRegisterIndexIsCheckedAsItIs(t *testing.T) {
+	c := defaults(func(c *Config) { c.EventLog = EventLogConfig{InitPCR: 23, Enable: true} })
+	registers := newPCRs()
+	tees := &attester.Set{Primary: named{"az-tdx-vtpm", registers}}
+	events, err := OpenEventLog(t.Context(), c, tees, podvm.Host{Root: t.TempDir()}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := start(t, Deps{Config: c, TEEs: tees, EventLog: events})
+	for _, index := range []uint64{24, 256 + 8, 1<<32 + 8, math.MaxUint64} {
+		_, err := client.ExtendRuntimeMeasurement(t.Context(),
+			&aa.ExtendRuntimeMeasurementRequest{Domain: "d", Operation: "o", Content: "c", RegisterIndex: &index})
+		if s := status.Convert(err); s.Code() != codes.Internal || !strings.HasPrefix(s.Message(), ttrpcTexts.extend+": a TPM has PCRs 0 to 23") {
+			t.Errorf("%d: %v", index, err)
+		}
+	}
+	if len(registers.values) != 0 {
+		t.Errorf("extended %v", registers.values)
+	}
+}
+
+// Whoever fills the log is told so, what is in it stays, and the agent goes on.
+func TestFullEventLogOverTheSocket(t *testing.T) {
+	g := newTDXGuest(t, nil, true)
+	c := defaults(func(c *Config) { c.EventLog.Enable = true })
+	events, err := OpenEventLog(t.Context(), c, g.set(), g.host, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := start(t, Deps{Config: c, TEEs: g.set(), EventLog: events})
+	extend := func(content string) error {
+		_, err := client.ExtendRuntimeMeasurement(t.Context(), &aa.ExtendRuntimeMeasurementRequest{Domain: "d", Operation: "o", Content: content})
+		return err
+	}
+	n := 0
+	for err = nil; err == nil && n < 1000; n++ {
+		err = extend(strings.Repeat("x", 60<<10))
+	}
+	if s := status.Convert(err); s.Code() != codes.Internal || !strings.HasPrefix(s.Message(), ttrpcTexts.extend+": the event log is full (request ") {
+		t.Fatalf("after %d: %v", n, err)
+	}
+	value := g.rtmr3(t)
+	if got := logged(t, g.host); len(got) != n-1 {
+		t.Errorf("%d of %d events", len(got), n-1)
+	}
+	if err := extend(strings.Repeat("x", 60<<10)); err == nil || !bytes.Equal(g.rtmr3(t), value) {
+		t.Errorf("an event that does not fit is measured: %v", err)
+	}
+	if err := extend("small"); err != nil { // there is room for that
+		t.Error(err)
+	}
+	if _, err := OpenEventLog(t.Context(), c, g.set(), g.host, slog.New(slog.DiscardHandler)); err != nil {
+		t.Errorf("after a restart: %v", err)
 	}
 }
 

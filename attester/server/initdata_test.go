@@ -13,6 +13,7 @@ import (
 
 	"github.com/sealpod/sealpod/attester"
 	"github.com/sealpod/sealpod/attester/sample"
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // measured is a TEE whose init data digest the host set at launch.
@@ -55,7 +56,11 @@ func TestBindInitData(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log strings.Builder
-			doc, err := BindInitData(t.Context(), tt.tees, tt.digest, tt.path, slog.New(slog.NewTextHandler(&log, nil)))
+			out, err := BindInitData(t.Context(), defaults(nil), tt.tees, podvm.Host{Root: t.TempDir()}, tt.digest, tt.path, slog.New(slog.NewTextHandler(&log, nil)))
+			doc := out.Document
+			if out.Recorded != nil {
+				t.Errorf("recorded %x", out.Recorded)
+			}
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) || doc != nil || strings.Contains(err.Error(), "hunter2") {
 					t.Errorf("got %v", err)

@@ -38,8 +38,14 @@ const TEE = "tdx"
 // provider is what the kernel's TDX driver calls itself in configfs.
 const provider = "tdx_guest"
 
-// ErrInitData says that the init data is not what the guest was launched with.
-var ErrInitData = errors.New("init data differs from MRCONFIGID")
+// What BindInitData tells apart.
+var (
+	// ErrInitData says that the init data is not what the guest was launched with.
+	ErrInitData = errors.New("init data differs from MRCONFIGID")
+	// ErrNoInitData says, beside ErrInitData, that the guest was launched with
+	// none: MRCONFIGID is zero.
+	ErrNoInitData = errors.New("MRCONFIGID is zero")
+)
 
 // Evidence is the wire form of TDX evidence.
 type Evidence struct {
@@ -115,7 +121,8 @@ func (a *Attester) collect(ctx context.Context, data [tsm.ReportDataSize]byte) (
 }
 
 // BindInitData compares digest, cut or padded with zeros to 48 bytes, with
-// MRCONFIGID, which the host set at launch. Errors: ErrInitData.
+// MRCONFIGID, which the host set at launch. Errors: ErrInitData, with
+// ErrNoInitData when the host set nothing.
 func (a *Attester) BindInitData(_ context.Context, digest []byte) error {
 	launched, err := a.mrConfigID()
 	if err != nil {
@@ -123,9 +130,14 @@ func (a *Attester) BindInitData(_ context.Context, digest []byte) error {
 	}
 	want := make([]byte, registerSize)
 	copy(want, digest)
-	if !bytes.Equal(want, launched) {
+	switch {
+	case bytes.Equal(want, launched):
+		return nil
+	case bytes.Equal(launched, make([]byte, registerSize)):
+		return podvm.Explain(fmt.Errorf("%w: init data %x: %w", ErrInitData, want, ErrNoInitData),
+			"this guest was launched without init data (MRCONFIGID is zero)")
+	default:
 		return podvm.Explain(fmt.Errorf("%w: init data %x, launched with %x", ErrInitData, want, launched),
 			"the init data is not the one this guest was launched with (MRCONFIGID)")
 	}
-	return nil
 }

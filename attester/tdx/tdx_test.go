@@ -210,6 +210,9 @@ func TestBindInitData(t *testing.T) {
 			if !errors.Is(err, tt.want) {
 				t.Errorf("got %v", err)
 			}
+			if none := tt.launched == padded(0); errors.Is(err, ErrNoInitData) != none {
+				t.Errorf("launched without: %v, got %v", none, err)
+			}
 			if errors.Is(tt.want, ErrInitData) && !strings.Contains(podvm.Cause(err), "MRCONFIGID") {
 				t.Errorf("the cause is %q", podvm.Cause(err))
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,10 +18,11 @@ import (
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
-// agentFlags is the command line of upstream's ttrpc-aa, and --check-config.
+// agentFlags is the command line of upstream's ttrpc-aa and grpc-aa, and
+// --check-config.
 type agentFlags struct {
-	socket, config, digest, toml string
-	version, check               bool
+	address, config, digest, toml string
+	version, check                bool
 }
 
 func attestationAgent() *cobra.Command {
@@ -33,15 +35,20 @@ and hands the resulting tokens to the data hub and the pod.
 
 Without -c, the KBS comes from AA_KBC_PARAMS or the kernel parameter
 agent.aa_kbc_params (cc_kbc::URL). SEALPOD_ATTESTERS lists the TEEs that may
-be used, RUST_LOG sets the log level.`,
+be used, SEALPOD_INITDATA_RTMR3 takes the place of [initdata] rtmr3, RUST_LOG
+sets the log level.
+
+At HOST:PORT it speaks gRPC instead, as upstream's grpc-aa does: to every
+process of its network namespace, without permissions.`,
 		Example: `  attestation-agent -c /run/peerpod/aa.toml
   attestation-agent -c aa.toml -a unix:///tmp/aa.sock
+  attestation-agent -c aa.toml -a 127.0.0.1:50002
   attestation-agent -c aa.toml --check-config`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.OutOrStdout()) },
 	}
 	fl := cmd.Flags()
-	fl.StringVarP(&f.socket, "attestation_sock", "a", "unix://"+podvm.AASocket, "listen on this socket, `unix://PATH`")
+	fl.StringVarP(&f.address, "attestation_sock", "a", "unix://"+podvm.AASocket, "listen on this `address`: unix://PATH, or HOST:PORT of a loopback address for gRPC")
 	fl.StringVarP(&f.config, "config-file", "c", "", "configuration `file`, .toml or .json")
 	fl.StringVarP(&f.digest, "initdata-digest", "i", "", "bind this init data `digest` (base64)")
 	fl.StringVarP(&f.toml, "initdata-toml", "t", "", "hash and bind this init data `file`, and send it to the KBS; wins over -i")
@@ -56,7 +63,7 @@ func (f agentFlags) run(out io.Writer) error {
 			podvm.Version(), strings.Join(attester.Supported(), ", "))
 		return err
 	}
-	path, err := rpc.SocketPath(f.socket)
+	at, err := parseEndpoint(f.address)
 	if err != nil {
 		return fmt.Errorf("--attestation_sock: %w (%w)", err, cli.ErrUsage)
 	}
@@ -71,18 +78,23 @@ func (f agentFlags) run(out io.Writer) error {
 		for _, u := range unknown {
 			log.Warn("The configuration has a key that nothing reads", "file", f.config, "key", u.Key, "line", u.Line)
 		}
-		return f.serve(ctx, path, config, host, log)
+		return f.serve(ctx, at, config, host, log)
 	})
 }
 
 // serve gets everything ready before the socket appears: its existence is the
 // signal that others start on.
-func (f agentFlags) serve(ctx context.Context, path string, config server.Config, host podvm.Host, log *slog.Logger) error {
+func (f agentFlags) serve(ctx context.Context, at endpoint, config server.Config, host podvm.Host, log *slog.Logger) error {
+	if at.socket != "" {
+		if err := rpc.RemoveStale(ctx, at.socket); err != nil {
+			return err
+		}
+	}
 	tees, err := attester.Detect(ctx, attester.Options{Host: host, Allow: config.Attester.Allow, Log: log})
 	if err != nil {
 		return err
 	}
-	doc, err := server.BindInitData(ctx, tees, f.digest, f.toml, log)
+	bound, err := server.BindInitData(ctx, config, tees, host, f.digest, f.toml, log)
 	if err != nil {
 		return err
 	}
@@ -90,14 +102,42 @@ func (f agentFlags) serve(ctx context.Context, path string, config server.Config
 	if err != nil {
 		return err
 	}
-	agent := server.New(server.Deps{Config: config, TEEs: tees, EventLog: events, InitData: doc, Log: log})
+	agent := server.New(server.Deps{Config: config, TEEs: tees, EventLog: events, InitData: bound, Log: log})
 	defer agent.Close()
-	l, err := rpc.Listen(ctx, path)
+	if at.socket == "" {
+		l, err := rpc.ListenLoopback(ctx, at.port)
+		if err != nil {
+			return err
+		}
+		log.Warn("Every process of this network namespace may ask for evidence and tokens", "address", l.Addr())
+		log.Info("Ready", "address", l.Addr(), "tee", tees.TEE(), "devices", tees.DeviceTEEs())
+		return rpc.ServeGRPC(ctx, l, log, agent.RegisterGRPC)
+	}
+	l, err := rpc.Listen(ctx, at.socket)
 	if err != nil {
 		return err
 	}
-	log.Info("Ready", "socket", path, "tee", tees.TEE(), "devices", tees.DeviceTEEs())
+	log.Info("Ready", "socket", at.socket, "tee", tees.TEE(), "devices", tees.DeviceTEEs())
 	return rpc.Serve(ctx, l, log, agent.Register)
+}
+
+// endpoint is where the agent listens: a socket for ttrpc, or else a port for
+// gRPC.
+type endpoint struct {
+	socket string
+	port   netip.AddrPort
+}
+
+func parseEndpoint(addr string) (endpoint, error) {
+	path, err := rpc.SocketPath(addr)
+	if err == nil {
+		return endpoint{socket: path}, nil
+	}
+	port, perr := rpc.LoopbackAddr(addr)
+	if perr != nil {
+		return endpoint{}, fmt.Errorf("%w, or HOST:PORT of a loopback address for gRPC", err)
+	}
+	return endpoint{port: port}, nil
 }
 
 func checkAgentConfig(out io.Writer, path string, config server.Config, unknown []podvm.UnknownKey) error {
