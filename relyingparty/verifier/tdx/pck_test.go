@@ -88,6 +88,28 @@ func TestMalformedSGXExtension(t *testing.T) {
 	}
 }
 
+func TestRootsFromPEM(t *testing.T) {
+	s, other := newSimulator(t), newSimulator(t)
+	for _, good := range [][]*x509.Certificate{certs(s.root), certs(s.root, other.root)} {
+		got, err := ParseRoots(teesim.PEM(good...))
+		if err != nil || !slices.EqualFunc(got, good, (*x509.Certificate).Equal) {
+			t.Errorf("%d roots: %v, %v", len(good), got, err)
+		}
+	}
+	if got, err := ParseRoots(intelRoot); err != nil || len(got) != 1 {
+		t.Errorf("Intel's: %v", err)
+	}
+	text := teesim.PEM(s.root)
+	for name, bad := range map[string][]byte{
+		"empty": nil, "text": []byte("x"), "cut": text[:len(text)-30], "text behind": append(slices.Clone(text), "x"...),
+		"a key": bytes.ReplaceAll(text, []byte("CERTIFICATE"), []byte("PRIVATE KEY")), "no root": teesim.PEM(s.root, s.CA), "a leaf": teesim.PEM(s.PCK),
+	} {
+		if got, err := ParseRoots(bad); err == nil {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestEnclaveThatVouchesForAnotherKey(t *testing.T) {
 	s := newSimulator(t)
 	q, err := parseQuote(s.quote(s.model()))

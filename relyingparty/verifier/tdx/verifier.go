@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	_ "embed" // Intel's root certificate
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -24,21 +23,6 @@ const (
 	// maxAge is how long collateral is used before it is asked for again.
 	maxAge = 24 * time.Hour
 )
-
-// intelRoot is as Intel publishes it at
-// certificates.trustedservices.intel.com/Intel_SGX_Provisioning_Certification_RootCA.pem.
-//
-//go:embed intel_root.pem
-var intelRoot []byte
-
-// IntelRoot returns the certificate "Intel SGX Root CA".
-func IntelRoot() (*x509.Certificate, error) {
-	certs, err := parsePEM(intelRoot, 1)
-	if err != nil {
-		return nil, fmt.Errorf("reading Intel's root: %w", err)
-	}
-	return certs[0], nil
-}
 
 // Config says what to trust and where to look.
 type Config struct {
