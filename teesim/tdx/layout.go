@@ -131,6 +131,15 @@ func encode(v any) []byte {
 	return out
 }
 
+// body returns what a quote says of the TD in a report.
+func (r *tdReport) body() Body {
+	return Body{
+		TEETCBSVN: r.TEETCBSVN, MRSEAM: r.MRSEAM, MRSignerSEAM: r.MRSignerSEAM, SEAMAttributes: r.SEAMAttributes,
+		TDAttributes: r.TDAttributes, XFAM: r.XFAM, MRTD: r.MRTD, MRConfigID: r.MRConfigID, MROwner: r.MROwner, MROwnerConfig: r.MROwnerConfig,
+		RTMR: r.RTMR, ReportData: r.ReportData, TEETCBSVN2: r.TEETCBSVN2, MRServiceTD: r.ServTDHash,
+	}
+}
+
 // seal returns the report with its hashes and the MAC of the CPU with that key.
 func (r tdReport) seal(key []byte) [ReportSize]byte {
 	raw := encode(r)

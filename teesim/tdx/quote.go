@@ -122,12 +122,7 @@ func (p *Platform) QuoteOfReport(raw []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("quoting: %w", err)
 	}
-	parts := p.Parts(Body{
-		TEETCBSVN: r.TEETCBSVN, MRSEAM: r.MRSEAM, MRSignerSEAM: r.MRSignerSEAM, SEAMAttributes: r.SEAMAttributes,
-		TDAttributes: r.TDAttributes, XFAM: r.XFAM, MRTD: r.MRTD, MRConfigID: r.MRConfigID, MROwner: r.MROwner, MROwnerConfig: r.MROwnerConfig,
-		RTMR: r.RTMR, ReportData: r.ReportData, TEETCBSVN2: r.TEETCBSVN2, MRServiceTD: r.ServTDHash,
-	})
-	quote, err := p.sign(parts, p.certified)
+	quote, err := p.sign(p.Parts(r.body()), p.certified)
 	if err != nil {
 		return nil, fmt.Errorf("quoting: %w", err)
 	}

@@ -126,9 +126,17 @@ func (t *TD) Extend(i int, digest [DigestSize]byte) error {
 
 // Report returns a TDREPORT over that report data.
 func (t *TD) Report(reportData [ReportDataSize]byte) [ReportSize]byte {
+	return t.now(reportData).seal(t.platform.keys.report)
+}
+
+// Body returns the body of a quote over that report data, for Platform.Parts.
+func (t *TD) Body(reportData [ReportDataSize]byte) Body { return t.now(reportData).body() }
+
+// now returns the report of this moment, without what the CPU adds.
+func (t *TD) now(reportData [ReportDataSize]byte) *tdReport {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	r := t.report
-	t.mu.Unlock()
 	r.ReportData = reportData
-	return r.seal(t.platform.keys.report)
+	return &r
 }
