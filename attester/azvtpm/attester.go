@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/sealpod/sealpod/attester/eventlog"
@@ -87,7 +86,7 @@ func (a *Attester) Evidence(ctx context.Context, reportData []byte) (json.RawMes
 		return err
 	})
 	if err != nil {
-		return nil, explain(err, "the virtual TPM gave no evidence")
+		return nil, vtpm.Explain(err, "the virtual TPM gave no evidence")
 	}
 	if a.kind == TDX {
 		e.TDQuote, err = a.metadata.tdQuote(ctx, h.Report)
@@ -105,11 +104,7 @@ func (a *Attester) Evidence(ctx context.Context, reportData []byte) (json.RawMes
 }
 
 func quote(c *vtpm.Conn, reportData []byte) (TPMQuote, error) {
-	key, err := c.AttestationKey(keyHandle)
-	if err != nil {
-		return TPMQuote{}, err
-	}
-	q, err := c.Quote(key, reportData)
+	q, err := c.Quote(keyHandle, reportData)
 	if err != nil {
 		return TPMQuote{}, err
 	}
@@ -123,20 +118,8 @@ func quote(c *vtpm.Conn, reportData []byte) (TPMQuote, error) {
 // BindInitData ties digest, which must be of 32 bytes, to PCR 8. Doing it again
 // changes nothing until the next boot. Errors: vtpm.ErrInitData.
 func (a *Attester) BindInitData(ctx context.Context, digest []byte) error {
-	err := a.tpm.Do(ctx, func(c *vtpm.Conn) error { return c.BindInitData(digest) })
-	return explain(err, "init data could not be written to the virtual TPM")
+	return a.tpm.BindInitData(ctx, digest)
 }
 
 // Registers returns the PCRs. The guest may not extend 17 to 22.
 func (a *Attester) Registers() eventlog.Registers { return a.tpm.Registers() }
-
-// explain attaches cause to an error of the TPM that has no cause yet.
-func explain(err error, cause string) error {
-	switch {
-	case err == nil || podvm.Cause(err) != "":
-		return err
-	case errors.Is(err, fs.ErrPermission):
-		cause = "the attestation agent may not open the TPM device"
-	}
-	return podvm.Explain(err, cause)
-}

@@ -141,9 +141,8 @@ var vcek = sync.OnceValue(func() []byte {
 func (m *machine) key(t testing.TB) *rsa.PublicKey {
 	t.Helper()
 	var out *rsa.PublicKey
-	err := vtpm.New(m.host).Do(t.Context(), func(c *vtpm.Conn) error {
-		key, err := c.AttestationKey(keyHandle)
-		out = key.Public
+	err := vtpm.New(m.host).Do(t.Context(), func(c *vtpm.Conn) (err error) {
+		out, err = c.AttestationKey(keyHandle)
 		return err
 	})
 	if err != nil {

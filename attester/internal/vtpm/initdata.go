@@ -2,6 +2,7 @@ package vtpm
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -16,6 +17,13 @@ const InitDataPCR = 8
 // ErrInitData says that init data cannot be tied to PCR 8: its digest is not of
 // 32 bytes, or the PCR holds something else.
 var ErrInitData = errors.New("init data cannot be bound to PCR 8")
+
+// BindInitData ties digest to PCR 8, as (*Conn).BindInitData does, and explains
+// what went wrong. Errors: ErrInitData and those of Do.
+func (t *TPM) BindInitData(ctx context.Context, digest []byte) error {
+	err := t.Do(ctx, func(c *Conn) error { return c.BindInitData(digest) })
+	return Explain(err, "init data could not be written to the TPM")
+}
 
 // BindInitData makes PCR 8 SHA-256(32 zeros ‖ digest), which is what a verifier
 // expects. The PCR itself tells what is to be done, so any number of starts

@@ -27,35 +27,36 @@ const quoteTries = 5
 
 // Quote is a quote over all PCRs, and their values at that moment.
 type Quote struct {
-	Message []byte // TPMS_ATTEST
+	Key     *rsa.PublicKey // whose private part signed
+	Message []byte         // TPMS_ATTEST
 	// Signature is the bare RSASSA signature over SHA-256 of Message;
 	// FullSignature the same as TPMT_SIGNATURE.
 	Signature, FullSignature []byte
 	PCRs                     [PCRCount][]byte // 32 bytes each
 }
 
-// Key is an attestation key of the TPM.
-type Key struct {
-	Public *rsa.PublicKey
-	handle tpm2.NamedHandle
+// AttestationKey returns the public part of the key at a persistent handle.
+// Errors: ErrKey when there is none, or it is not a restricted RSA signing key
+// for RSASSA with SHA-256.
+func (c *Conn) AttestationKey(handle uint32) (*rsa.PublicKey, error) {
+	key, _, err := c.key(handle)
+	return key, err
 }
 
-// AttestationKey returns the key at a persistent handle. Errors: ErrKey when
-// there is none, or it is not a restricted RSA signing key for RSASSA with
-// SHA-256.
-func (c *Conn) AttestationKey(handle uint32) (Key, error) {
+// key also returns what the TPM calls the key.
+func (c *Conn) key(handle uint32) (*rsa.PublicKey, tpm2.TPM2BName, error) {
 	out, err := tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(handle)}.Execute(c)
 	if errors.Is(err, tpm2.TPMRCHandle) || errors.Is(err, tpm2.TPMRCValue) {
-		return Key{}, fmt.Errorf("reading the key at %#x: %w: %w", handle, ErrKey, err)
+		err = fmt.Errorf("%w: %w", ErrKey, err)
 	}
-	var public *rsa.PublicKey
+	var key *rsa.PublicKey
 	if err == nil {
-		public, err = attestationKey(out)
+		key, err = attestationKey(out)
 	}
 	if err != nil {
-		return Key{}, fmt.Errorf("reading the key at %#x: %w", handle, err)
+		return nil, tpm2.TPM2BName{}, fmt.Errorf("reading the key at %#x: %w", handle, err)
 	}
-	return Key{Public: public, handle: tpm2.NamedHandle{Handle: tpm2.TPMHandle(handle), Name: out.Name}}, nil
+	return key, out.Name, nil
 }
 
 func attestationKey(out *tpm2.ReadPublicResponse) (*rsa.PublicKey, error) {
@@ -88,17 +89,23 @@ func attestationKey(out *tpm2.ReadPublicResponse) (*rsa.PublicKey, error) {
 	return key, nil
 }
 
-// Quote signs data and all PCRs with key, and returns PCR values that agree
-// with the quote. How long data may be depends on the TPM; 64 bytes fit all
-// that know SHA-512.
+// Quote signs data and all PCRs with the key at a persistent handle, and
+// returns PCR values that agree with the quote. How long data may be depends on
+// the TPM; 64 bytes fit all that know SHA-512.
 //
-// Errors: ErrChanging, ErrAnswer.
-func (c *Conn) Quote(key Key, data []byte) (Quote, error) {
+// Errors: ErrKey as of AttestationKey, ErrChanging, ErrAnswer.
+func (c *Conn) Quote(handle uint32, data []byte) (Quote, error) {
+	key, name, err := c.key(handle)
+	if err != nil {
+		return Quote{}, err
+	}
+	signer := tpm2.AuthHandle{Handle: tpm2.TPMHandle(handle), Name: name, Auth: tpm2.PasswordAuth(nil)}
 	for range quoteTries {
-		q, digest, err := c.quote(key, data)
+		q, digest, err := c.quote(signer, data)
 		if err != nil {
 			return Quote{}, fmt.Errorf("quoting: %w", err)
 		}
+		q.Key = key
 		if q.PCRs, err = c.readAllPCRs(); err != nil {
 			return Quote{}, err
 		}
@@ -111,9 +118,9 @@ func (c *Conn) Quote(key Key, data []byte) (Quote, error) {
 }
 
 // quote returns a quote and the digest of PCRs in it.
-func (c *Conn) quote(key Key, data []byte) (q Quote, digest []byte, err error) {
+func (c *Conn) quote(signer tpm2.AuthHandle, data []byte) (q Quote, digest []byte, err error) {
 	out, err := tpm2.Quote{
-		SignHandle:     tpm2.AuthHandle{Handle: key.handle.Handle, Name: key.handle.Name, Auth: tpm2.PasswordAuth(nil)},
+		SignHandle:     signer,
 		QualifyingData: tpm2.TPM2BData{Buffer: data},
 		InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, // the key's own
 		PCRSelect:      selection(allPCRs),

@@ -101,3 +101,15 @@ func (t *TPM) unlock(c *Conn) error {
 	defer t.gate.Unlock()
 	return c.link.Close()
 }
+
+// Explain attaches cause to an error that has no cause yet, or a better one if
+// the TPM may not be opened. A nil err stays nil.
+func Explain(err error, cause string) error {
+	switch {
+	case err == nil || podvm.Cause(err) != "":
+		return err
+	case errors.Is(err, fs.ErrPermission):
+		cause = "the attestation agent may not open the TPM device"
+	}
+	return podvm.Explain(err, cause)
+}
