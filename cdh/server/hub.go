@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -40,6 +41,7 @@ type Hub struct {
 	resources resource.Source
 	aaPath    string
 	aa        *rpc.Client // for measurements
+	aaSeen    atomic.Bool // the agent's socket was there once
 	// newPuller is called at the first pull, because the store may be mounted
 	// after start-up.
 	newPuller func() (Puller, error)
@@ -72,6 +74,7 @@ func Open(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (*
 		aaPath: aaPath, aa: rpc.NewClient(aaPath, measureTimeout),
 	}
 	h.newPuller = h.imagePuller
+	h.agentThere()
 	start := time.Now()
 	if err := placeCredentials(ctx, host, resources, cfg.Credentials); err != nil {
 		return nil, errors.Join(err, h.Close())

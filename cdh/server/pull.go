@@ -68,9 +68,10 @@ func explained(err error, otherwise string) error {
 
 // measure extends the runtime measurement by the image, as requested, and the
 // digest it turned out to have. A guest without an attestation agent measures
-// nothing; whether there is one is looked up each time.
+// nothing; whether there is one is looked up each time. Where there was one it
+// is waited for: while it starts again no image gets by unmeasured.
 func (h *Hub) measure(ctx context.Context, image, digest string) error {
-	if _, err := os.Stat(h.aaPath); errors.Is(err, fs.ErrNotExist) {
+	if !h.agentThere() {
 		rpc.Log(ctx).Warn("Image not measured: no attestation agent", "socket", h.aaPath)
 		return nil
 	}
@@ -98,6 +99,14 @@ func (h *Hub) measure(ctx context.Context, image, digest string) error {
 		rpc.Log(ctx).Warn("Image not measured", "digest", digest, "result", result.String())
 	}
 	return nil
+}
+
+// agentThere tells whether the agent's socket is there, or was once.
+func (h *Hub) agentThere() bool {
+	if _, err := os.Stat(h.aaPath); !errors.Is(err, fs.ErrNotExist) {
+		h.aaSeen.Store(true)
+	}
+	return h.aaSeen.Load()
 }
 
 // measuredContent is the event's content. The space after the comma is part of

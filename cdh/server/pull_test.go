@@ -1,17 +1,22 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	aa "github.com/sealpod/sealpod/api/attestationagent"
+	"github.com/sealpod/sealpod/cdh/internal/cdhtest"
 	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
 const image = "registry.example/app:1"
@@ -74,18 +79,41 @@ func TestMeasurementOutcomes(t *testing.T) {
 }
 
 func TestAgentSocketIsLookedUpForEachPull(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.AA.Socket = "unix://" + filepath.Join(t.TempDir(), "later.sock") })
+	w.usePuller(&puller{})
+	later := cdhtest.NewAA(t, w.kbs)
+	later.Path = w.hub.aaPath
+	if got, st := w.pull(image, "/one"); got != digest || len(later.Events) != 0 {
+		t.Fatal(st)
+	}
+	later.Start(t)
+	if got, st := w.pull(image, "/two"); got != digest || len(later.Events) != 1 {
+		t.Fatalf("%v, %d events", st, len(later.Events))
+	}
+}
+
+// An agent that was there is waited for, so that nobody gets an image by
+// unmeasured who can make the agent start again.
+func TestNoImageGetsByWhileTheAgentIsAway(t *testing.T) {
 	w := newWorld(t)
 	w.usePuller(&puller{})
 	w.aa.Stop()
 	if _, err := os.Stat(w.aa.Path); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("the agent left its socket: %v", err)
 	}
-	if got, st := w.pull(image, "/one"); got != digest || len(w.aa.Events) != 0 {
-		t.Fatal(st)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := w.hub.measure(ctx, image, digest); !errors.Is(err, rpc.ErrPeerAbsent) || !strings.Contains(podvm.Cause(err), "not reachable at "+w.aa.Path) {
+		t.Errorf("got %v", err)
 	}
+	pulled := make(chan *status.Status)
+	go func() {
+		_, st := w.pull(image, "/bundle")
+		pulled <- st
+	}()
 	w.aa.Start(t)
-	if got, st := w.pull(image, "/two"); got != digest || len(w.aa.Events) != 1 {
-		t.Fatalf("%v, %d events", st, len(w.aa.Events))
+	if st := <-pulled; st.Code() != codes.OK || len(w.aa.Events) != 1 {
+		t.Errorf("%v, %d events", st, len(w.aa.Events))
 	}
 }
 
