@@ -19,8 +19,8 @@ func TestASToken(t *testing.T) {
 	var got string
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(r.Body)
-		if err != nil || r.Method != http.MethodPost || r.URL.Path != "/attestation" {
-			t.Errorf("%s %s, %v", r.Method, r.URL, err)
+		if err != nil || r.Method != http.MethodPost || r.URL.Path != "/attestation" || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s %v, %v", r.Method, r.URL, r.Header, err)
 		}
 		got = string(b)
 		_, _ = io.WriteString(w, jwt+"\n")
