@@ -14,7 +14,7 @@ import (
 // hex. A verifier believes it only as the first event of RTMR3, since whoever
 // may record events may record more of them, but none before the first.
 const (
-	// Domain is that of the agent's own events. Extend refuses it.
+	// Domain is that of the agent's own events, which it refuses from callers.
 	Domain = "github.com/sealpod/sealpod"
 	// BindInitDataOperation is the operation of the event.
 	BindInitDataOperation = "BindInitData"

@@ -80,18 +80,13 @@ func open(ctx context.Context, o Options, d disk) (*Log, error) {
 
 // Extend measures the event in the register of pcr, nil meaning the default
 // one, and appends it to the log. When it returns an error the register is
-// unchanged, or the event is completed before the next one. The agent's own
-// events cannot be recorded this way.
+// unchanged, or the event is completed before the next one.
 //
 // Errors: ErrEvent, ErrRegister, ErrLocality, ErrFull, ErrWAL.
 func (l *Log) Extend(ctx context.Context, domain, operation, content string, pcr *uint64) error {
 	text, err := eventText(domain, operation, content)
 	if err != nil {
 		return err
-	}
-	if domain == Domain {
-		why := "the domain " + Domain + " is the attestation agent's own"
-		return podvm.Explain(fmt.Errorf("%w: %s", ErrEvent, why), why)
 	}
 	number := l.defaultPCR
 	if pcr != nil {

@@ -11,6 +11,7 @@ import (
 
 	aa "github.com/sealpod/sealpod/api/attestationagent"
 	"github.com/sealpod/sealpod/attester"
+	"github.com/sealpod/sealpod/attester/eventlog"
 	"github.com/sealpod/sealpod/attester/tdx"
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
@@ -133,11 +134,15 @@ func (a *Agent) token(ctx context.Context, kind string) ([]byte, error) {
 		"the token type must be kbs or coco_as")
 }
 
-// extend records an event. A token from before the event is not given out after
-// it.
+// extend records an event, but none that only the agent itself may record. A
+// token from before the event is not given out after it.
 func (a *Agent) extend(ctx context.Context, req *aa.ExtendRuntimeMeasurementRequest) (aa.RuntimeMeasurementResult, error) {
 	if !a.eventsOn {
 		return aa.RuntimeMeasurementResult_NOT_ENABLED, nil
+	}
+	if req.GetDomain() == eventlog.Domain {
+		why := "the domain " + eventlog.Domain + " is the attestation agent's own"
+		return aa.RuntimeMeasurementResult_OK, podvm.Explain(fmt.Errorf("%w: %s", eventlog.ErrEvent, why), why)
 	}
 	err := attester.ErrUnsupported
 	if a.events != nil {
