@@ -24,10 +24,11 @@
 //
 // Why the first: the attestation agent binds init data before it serves, so
 // before any container can ask it to record an event; registers cannot go back,
-// so what containers record comes later, whatever they call it. An agent that
-// does not bind leaves that place to the first container that wants it, which is
-// why a policy that trusts rtmr3 must know the guest's image by its
-// measurements. An MRCONFIGID that is set is never overruled.
+// so what containers record comes later, whatever they call it. Our agent also
+// refuses that domain to its callers. Another agent, which neither binds nor
+// refuses, leaves the place to the first container that wants it: a policy that
+// trusts rtmr3 must know the guest's image by its measurements. An MRCONFIGID
+// that is set is never overruled.
 //
 // It does not judge: an old TCB, a debug TD and stale collateral are claims
 // that the policy weighs. A revoked certificate or TCB level is refused, as is

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 
+	"github.com/sealpod/sealpod/attester/eventlog"
 	"github.com/sealpod/sealpod/relyingparty/verifier/ccel"
 )
 
@@ -14,13 +15,8 @@ const (
 	bindingRTMR3      = "rtmr3"
 )
 
-// The event with which the attestation agent binds init data, and the register
-// it goes to by its number in event logs.
-const (
-	agentDomain    = "github.com/sealpod/sealpod"
-	agentOperation = "BindInitData"
-	rtmr3          = 4
-)
+// rtmr3 is the number of RTMR3 in event logs.
+const rtmr3 = 4
 
 // initDataBinding says where the quote has the digest of the init data. log was
 // matched with the quote, and is nil when the guest sent none.
@@ -35,7 +31,7 @@ func (q *Quote) initDataBinding(digest []byte, log *ccel.Log) (string, error) {
 	if log == nil {
 		return "", errors.New("MRCONFIGID is zero and there is no event log: nothing binds the guest to the init data sent along")
 	}
-	if e, ok := log.First(ccel.SHA384, rtmr3); !ok || !e.IsAgent(agentDomain, agentOperation, hex.EncodeToString(digest)) {
+	if e, ok := log.First(ccel.SHA384, rtmr3); !ok || !e.IsAgent(eventlog.Domain, eventlog.BindInitDataOperation, hex.EncodeToString(digest)) {
 		return "", errors.New("MRCONFIGID is zero and the first event of RTMR3 is not that of the init data sent along: " +
 			"the guest was started with other init data, or its agent bound none")
 	}
