@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -20,8 +21,13 @@ func demoCommand() *cobra.Command {
 		Long: `Demo starts a registry, a relying party and the real guest daemons on loopback,
 seals and signs an image, pulls it into a simulated pod, hands a secret to a
 container, and shows three attacks being refused. It needs no root, no network
-and no TEE, and leaves nothing behind.`,
+and no TEE, and leaves nothing behind.
+
+With --tee the pods run on machines with a simulated TEE, and machines that are
+not what the owner expects are refused too. That needs /dev/fuse and either root
+or fusermount3 (Debian: fuse3), and for the Azure kinds swtpm.`,
 		Example: `  sealctl demo
+  sealctl demo --tee tdx-sim
   sealctl demo --image docker.io/library/alpine:3
   sealctl demo --json | jq .refusals`,
 		Args: cobra.NoArgs,
@@ -41,6 +47,7 @@ and no TEE, and leaves nothing behind.`,
 		},
 	}
 	cmd.Flags().StringVar(&o.Image, "image", "", "seal and pull this image instead of a built one")
+	cmd.Flags().StringVar(&o.TEE, "tee", demo.Sample, "`kind` of machine the pods run on: "+strings.Join(demo.Kinds(), ", "))
 	cmd.Flags().StringVar(&o.Sealpod, "sealpod", "", "guest binary (default: beside this program, or on PATH)")
 	cmd.Flags().BoolVar(&o.Keep, "keep", false, "keep the working directory with configuration and logs")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON report instead of the story")

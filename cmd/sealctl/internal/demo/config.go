@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/sealpod/sealpod/teesim"
 )
 
 // Where the demo's resources are at the relying party.
@@ -56,13 +58,17 @@ type guest struct {
 	cdhSock string
 	rest    string // host:port
 	bundles string
+	// initData is the document with the pod's configuration whose digest a
+	// machine with a TEE is started with.
+	initData string
+	machine  *teesim.Machine // nil without a TEE
 }
 
 func newGuest(dir, restAddr string) (*guest, error) {
 	g := &guest{
 		dir: dir, rest: restAddr,
 		aaSock: filepath.Join(dir, "aa.sock"), cdhSock: filepath.Join(dir, "cdh.sock"),
-		bundles: filepath.Join(dir, "bundles"),
+		bundles: filepath.Join(dir, "bundles"), initData: filepath.Join(dir, "initdata.toml"),
 	}
 	if len(g.cdhSock) > 100 {
 		return nil, fmt.Errorf("the path %s is too long for a unix socket; set TMPDIR to a shorter one", g.cdhSock)
@@ -70,8 +76,16 @@ func newGuest(dir, restAddr string) (*guest, error) {
 	return g, os.MkdirAll(g.bundles, 0o700)
 }
 
-// writeConfig writes aa.toml and cdh.toml as a pod VM's boot would. The
-// registries speak plain HTTP on loopback.
+// close stops the machine.
+func (g *guest) close() error {
+	if g.machine == nil {
+		return nil
+	}
+	return g.machine.Close()
+}
+
+// writeConfig writes aa.toml and cdh.toml as a pod VM's boot would, and the init
+// data they came in. The registries speak plain HTTP on loopback.
 func (g *guest) writeConfig(kbsURL string, registries ...string) error {
 	aa := fmt.Sprintf("[token_configs.kbs]\nurl = %q\n", kbsURL)
 	cdh := fmt.Sprintf(`socket = "unix://%s"
@@ -90,7 +104,8 @@ image_security_policy_uri = "kbs:///%s"
 	for _, r := range registries {
 		cdh += fmt.Sprintf("\n[[image.registry_config.registry]]\nlocation = %q\ninsecure = true\n", r)
 	}
-	for name, text := range map[string]string{"aa.toml": aa, "cdh.toml": cdh} {
+	init := fmt.Sprintf("version = \"0.1.0\"\nalgorithm = \"sha256\"\n\n[data]\n\"aa.toml\" = '''\n%s'''\n\"cdh.toml\" = '''\n%s'''\n", aa, cdh)
+	for name, text := range map[string]string{"aa.toml": aa, "cdh.toml": cdh, filepath.Base(g.initData): init} {
 		if err := os.WriteFile(filepath.Join(g.dir, name), []byte(text), 0o600); err != nil {
 			return fmt.Errorf("writing %s: %w", name, err)
 		}

@@ -5,8 +5,10 @@
 //
 // Data path: all of it, on loopback. The relying party and the registry run in
 // this process; the guest's daemons are real sealpod processes with real
-// configuration files. The evidence comes from the sample attester, which no
-// relying party accepts unless its owner says so, as this one does.
+// configuration files. The evidence comes from the sample attester or from a
+// simulated TEE; no relying party accepts either unless its owner says so, as
+// this one does. With a simulated TEE, five machines that are not what the owner
+// expects are refused as well.
 //
 // Trust: everything here belongs to the user who runs it; nothing listens
 // beyond loopback, and everything is gone when it ends.
@@ -22,12 +24,15 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/sealpod/sealpod/teesim"
 )
 
 // Options say how to run a demo. The zero value of each field is usable.
 type Options struct {
 	Sealpod string    // guest binary; found beside sealctl or on PATH when empty
 	Image   string    // the user's own image instead of the built one
+	TEE     string    // the kind of machine, one of Kinds; Sample when empty
 	Keep    bool      // leave the working directory and name it
 	Text    io.Writer // where the story is told; nil tells none
 	Color   bool      // whether Text understands ANSI colours
@@ -53,8 +58,13 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err != nil {
 		return t.report, fmt.Errorf("creating a working directory: %w", err)
 	}
-	t.out.line("%s", "A confidential pod start, on this machine. No TEE here, so the evidence is a sample.")
-	err = tell(ctx, t, o, sealpod, dir)
+	evidence := "the evidence is of a simulated TEE."
+	if o.TEE == "" || o.TEE == Sample {
+		evidence = "the evidence is a sample."
+	}
+	t.out.line("A confidential pod start, on this machine. No TEE here, so %s", evidence)
+	w := &story{teller: t, options: o, sealpod: sealpod, dir: dir}
+	err = w.tell(ctx)
 	if o.Keep {
 		t.out.line("\nKept: %s", dir)
 	} else {
@@ -95,87 +105,128 @@ func watchSignals(cancel context.CancelCauseFunc) (stop func()) {
 	}
 }
 
+// story is what a demo has running.
+type story struct {
+	*teller
+	options Options
+	sealpod string
+	dir     string
+	site    *site
+	own     *owner
+	pod     *pod
+	source  string // the image before it is sealed
+	weights []byte // what the built image holds; nil for the user's own
+	sealed  sealedImage
+}
+
 // tell is the story, top to bottom. It leaves nothing running or mounted.
-func tell(ctx context.Context, t *teller, o Options, sealpod, dir string) (err error) {
-	// The owner's side.
-	t.out.chapter("The owner")
-	var own *owner
+func (w *story) tell(ctx context.Context) (err error) {
 	defer func() {
-		if own != nil {
-			err = errors.Join(err, own.stop())
+		if w.pod != nil {
+			err = errors.Join(err, w.pod.stop())
+		}
+		if w.own != nil {
+			err = errors.Join(err, w.own.stop())
 		}
 	}()
-	if err := t.step("relying-party", "Relying party started; it knows what a good pod looks like", func() (note, error) {
-		own, err = startOwner(ctx, dir)
+	w.out.chapter("The owner")
+	if err := w.tellOwner(ctx); err != nil {
+		return err
+	}
+	w.out.chapter("The pod")
+	if err := w.tellPod(ctx); err != nil {
+		return err
+	}
+	w.out.chapter("What is refused")
+	return w.tellRefusals(ctx)
+}
+
+// tellOwner is the owner's side: a relying party, and an image sealed for a pod
+// that nobody trusts yet.
+func (w *story) tellOwner(ctx context.Context) error {
+	if err := w.step("relying-party", "Relying party started; it knows what a good pod looks like", func() (note, error) {
+		var err error
+		if w.site, err = openSite(w.options.TEE, filepath.Join(w.dir, "maker")); err != nil {
+			return note{}, err
+		}
+		verifiers, err := w.site.verifiers()
 		if err != nil {
 			return note{}, err
 		}
-		return note{text: own.url(), facts: map[string]string{"url": own.url()}}, own.setPolicies(ctx)
+		if w.own, err = startOwner(ctx, w.dir, verifiers); err != nil {
+			return note{}, err
+		}
+		return note{text: w.own.url(), facts: map[string]string{"url": w.own.url()}}, w.own.setPolicies(ctx)
 	}); err != nil {
 		return err
 	}
-	if err := t.step("registry", "Registry started", func() (note, error) {
-		return note{text: "loopback, plain HTTP: nothing below trusts it"}, own.startRegistry(ctx, filepath.Join(dir, "registry"))
+	if err := w.step("registry", "Registry started", func() (note, error) {
+		return note{text: "loopback, plain HTTP: nothing below trusts it"}, w.own.startRegistry(ctx, filepath.Join(w.dir, "registry"))
 	}); err != nil {
 		return err
 	}
-	source := o.Image
-	var weights []byte
-	if source == "" {
-		if err := t.step("build", "Image built: a public base, a model, an app", func() (note, error) {
-			source, weights, err = own.buildImage(ctx, "app")
-			return note{text: source}, err
+	if w.options.Image == "" {
+		if err := w.step("build", "Image built: a public base, a model, an app", func() (n note, err error) {
+			w.source, w.weights, err = w.own.buildImage(ctx, "app")
+			return note{text: w.source}, err
 		}); err != nil {
 			return err
 		}
 	} else {
-		t.report.Steps = append(t.report.Steps, Step{ID: "build", Title: "The user's image", OK: true, Detail: source})
-		t.good = true
+		w.source = w.options.Image
+		w.report.Steps = append(w.report.Steps, Step{ID: "build", Title: "The user's image", OK: true, Detail: w.source})
 	}
-	var sealed sealedImage
-	if err := t.step("encrypt", "Encrypted, and the key placed at the relying party", func() (note, error) {
-		sealed, err = own.encrypt(ctx, source, "app", kekPath, o.Image != "")
-		return note{text: sealed.note(kekPath)}, err
+	if err := w.step("encrypt", "Encrypted, and the key placed at the relying party", func() (n note, err error) {
+		w.sealed, err = w.own.encrypt(ctx, w.source, "app", kekPath, w.options.Image != "")
+		return note{text: w.sealed.note(kekPath)}, err
 	}); err != nil {
 		return err
 	}
-	if err := t.step("sign", "Signed with the owner's key", func() (note, error) {
-		return note{text: sealed.ref}, own.sign(ctx, sealed.ref)
-	}); err != nil {
-		return err
-	}
+	return w.step("sign", "Signed with the owner's key", func() (note, error) {
+		return note{text: w.sealed.ref}, w.own.sign(ctx, w.sealed.ref)
+	})
+}
 
-	// The pod's side.
-	t.out.chapter("The pod")
-	var p *pod
-	defer func() {
-		if p != nil {
-			err = errors.Join(err, p.stop())
+// tellPod is the pod's side: a machine, the daemons, an image and a secret.
+func (w *story) tellPod(ctx context.Context) error {
+	g, err := w.own.guestConfig(ctx, filepath.Join(w.dir, "pod"), w.own.url())
+	if err != nil {
+		return fmt.Errorf("writing the pod's configuration: %w", err)
+	}
+	if w.site != nil {
+		if err := w.step("machine", "A machine booted; the owner knows what it should measure", func() (note, error) {
+			if err := w.site.boot(ctx, g, teesim.Launch{}); err != nil {
+				return note{}, err
+			}
+			n := note{text: w.options.TEE + ": simulated, with a root of its own that this relying party was told to trust"}
+			values, err := expected(g)
+			if err != nil {
+				return n, err
+			}
+			return n, w.own.admin.SetReferenceValues(ctx, values)
+		}); err != nil {
+			return errors.Join(err, g.close())
 		}
-	}()
-	if err := t.step("daemons", "Three daemons started from one binary", func() (note, error) {
-		g, err := own.guestConfig(ctx, dir)
-		if err != nil {
+	}
+	if err := w.step("daemons", "Three daemons started from one binary", func() (note, error) {
+		var err error
+		if w.pod, err = startPod(ctx, w.sealpod, g); err != nil {
 			return note{}, err
 		}
-		p, err = startPod(ctx, sealpod, g)
-		if err != nil {
-			return note{}, err
-		}
-		text, facts := p.readiness()
+		text, facts := w.pod.readiness()
 		return note{text: text, facts: facts}, nil
 	}); err != nil {
 		return err
 	}
-	if err := t.step("pull", "Attested, then pulled, verified, decrypted, unpacked", func() (n note, err error) {
-		bundle, digest, err := p.pull(ctx, sealed.ref, "app")
+	if err := w.step("pull", "Attested, then pulled, verified, decrypted, unpacked", func() (n note, err error) {
+		bundle, digest, err := w.pod.pull(ctx, w.sealed.ref, "app")
 		if err != nil {
 			return note{}, err
 		}
 		defer func() { err = errors.Join(err, unmount(bundle)) }()
-		kind, err := checkRootfs(bundle, weights)
+		kind, err := checkRootfs(bundle, w.weights)
 		text := digest + "\nrootfs: " + kind
-		if weights != nil {
+		if w.weights != nil {
 			text += ", with the owner's bytes in it"
 		}
 		return note{
@@ -185,34 +236,33 @@ func tell(ctx context.Context, t *teller, o Options, sealpod, dir string) (err e
 	}); err != nil {
 		return err
 	}
-	if err := t.step("secret", "A container asked for its secret over plain HTTP", func() (note, error) {
-		got, err := p.fetchSecret(ctx)
-		if err == nil && string(got) != own.secret {
+	if err := w.step("secret", "A container asked for its secret over plain HTTP", func() (note, error) {
+		got, err := w.pod.fetchSecret(ctx)
+		if err == nil && string(got) != w.own.secret {
 			err = errors.New("the secret that came is not the one placed")
 		}
-		return note{text: fmt.Sprintf("curl http://%s/cdh/resource/%s", p.rest, secretPath)}, err
+		return note{text: fmt.Sprintf("curl http://%s/cdh/resource/%s", w.pod.rest, secretPath)}, err
 	}); err != nil {
 		return err
 	}
-	t.report.Attestations = own.rp.Attestations()
-	if t.report.Attestations != 1 {
-		t.good = false
+	w.report.Attestations = w.own.rp.Attestations()
+	if w.report.Attestations != 1 {
+		w.good = false
 	}
-	t.out.line("      Image policy, signing key, layer key and secret have cost %d attestation.", t.report.Attestations)
-
-	t.out.chapter("What is refused")
-	return refusals(ctx, t, own, p)
+	w.out.line("      Image policy, signing key, layer key and secret have cost %d attestation.", w.report.Attestations)
+	return nil
 }
 
-// refusals shows three attacks on the pod of the story.
-func refusals(ctx context.Context, t *teller, own *owner, p *pod) error {
-	for _, a := range own.attacks() {
+// tellRefusals shows attacks on the pod of the story and, with a TEE, machines
+// that are not the owner's.
+func (w *story) tellRefusals(ctx context.Context) error {
+	for _, a := range w.own.attacks() {
 		ref, err := a.prepare(ctx)
 		if err != nil {
 			return fmt.Errorf("preparing %s: %w", a.id, err)
 		}
-		t.refusal(a.id, a.title, a.want, func() error {
-			bundle, _, err := p.pull(ctx, ref, a.id)
+		if err := w.refusal(a.id, a.title, a.want, func() error {
+			bundle, _, err := w.pod.pull(ctx, ref, a.id)
 			if err == nil {
 				return unmount(bundle)
 			}
@@ -220,7 +270,17 @@ func refusals(ctx context.Context, t *teller, own *owner, p *pod) error {
 				return left
 			}
 			return err
-		})
+		}); err != nil {
+			return err
+		}
+	}
+	if w.site == nil {
+		return ctx.Err()
+	}
+	for _, f := range faults() {
+		if err := w.refusal(f.id, f.title, f.want, func() error { return w.try(ctx, f) }); err != nil {
+			return err
+		}
 	}
 	return ctx.Err()
 }

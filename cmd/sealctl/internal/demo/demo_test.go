@@ -197,9 +197,9 @@ func TestDemoWithoutTheGuestBinarySaysSo(t *testing.T) {
 func TestReportIsWhatMachinesRead(t *testing.T) {
 	tell := &teller{report: &Report{Steps: []Step{}, Refusals: []Refusal{}}}
 	_ = tell.step("a", "A", func() (note, error) { return note{text: "x", facts: map[string]string{"k": "v"}}, nil })
-	tell.refusal("b", "B", "because", func() error { return errors.New("no, because <&>") })
-	tell.refusal("c", "C", "because", func() error { return errors.New("for another reason") })
-	tell.refusal("d", "D", "because", func() error { return nil })
+	_ = tell.refusal("b", "B", "because", func() error { return errors.New("no, because <&>") })
+	_ = tell.refusal("c", "C", "because", func() error { return errors.New("for another reason") })
+	_ = tell.refusal("d", "D", "because", func() error { return nil })
 	if tell.good {
 		t.Error("good in spite of a wrong reason")
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/sealpod/sealpod/kbs/admin"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/relyingparty"
+	"github.com/sealpod/sealpod/relyingparty/verifier"
 )
 
 // owner is everything outside the pod: relying party, registry, keys.
@@ -32,9 +33,10 @@ type owner struct {
 	regHTTP *server
 }
 
-// startOwner opens a relying party with an empty store in dir and serves it.
-func startOwner(ctx context.Context, dir string) (*owner, error) {
-	rp, err := relyingparty.Open(relyingparty.Config{StoreDir: filepath.Join(dir, "relying-party")})
+// startOwner opens a relying party with those verifiers, nil for its default,
+// and an empty store in dir, and serves it.
+func startOwner(ctx context.Context, dir string, verifiers []verifier.Verifier) (*owner, error) {
+	rp, err := relyingparty.Open(relyingparty.Config{StoreDir: filepath.Join(dir, "relying-party"), Verifiers: verifiers})
 	if err != nil {
 		return nil, err
 	}
@@ -154,9 +156,9 @@ func (o *owner) sign(ctx context.Context, ref string) error {
 	return err
 }
 
-// guestConfig writes the pod's configuration below dir. Further registries on
-// loopback may be named.
-func (o *owner) guestConfig(ctx context.Context, dir string, registries ...string) (*guest, error) {
+// guestConfig writes the configuration of a pod that attests at kbsURL below
+// dir. Further registries on loopback may be named.
+func (o *owner) guestConfig(ctx context.Context, dir, kbsURL string, registries ...string) (*guest, error) {
 	rest, err := freeAddr(ctx)
 	if err != nil {
 		return nil, err
@@ -165,5 +167,5 @@ func (o *owner) guestConfig(ctx context.Context, dir string, registries ...strin
 	if err != nil {
 		return nil, err
 	}
-	return g, g.writeConfig(o.url(), append(registries, o.regHTTP.addr)...)
+	return g, g.writeConfig(kbsURL, append(registries, o.regHTTP.addr)...)
 }

@@ -37,12 +37,17 @@ func startPod(ctx context.Context, sealpod string, g *guest) (*pod, error) {
 		"HTTP_PROXY=", "HTTPS_PROXY=", "http_proxy=", "https_proxy=",
 	}
 	file := func(name string) string { return filepath.Join(g.dir, name) }
+	agent := []string{"-c", file("aa.toml"), "-a", "unix://" + g.aaSock}
+	if g.machine != nil {
+		env = append(env, g.machine.Env()...)
+		agent = append(agent, "-t", g.initData)
+	}
 	for _, d := range []struct {
 		name  string
 		args  []string
 		probe func() bool
 	}{
-		{"attestation-agent", []string{"-c", file("aa.toml"), "-a", "unix://" + g.aaSock}, exists(g.aaSock)},
+		{"attestation-agent", agent, exists(g.aaSock)},
 		{"confidential-data-hub", []string{"-c", file("cdh.toml")}, exists(g.cdhSock)},
 		{
 			"api-server-rest",
@@ -64,8 +69,8 @@ func startPod(ctx context.Context, sealpod string, g *guest) (*pod, error) {
 	return p, nil
 }
 
-// stop ends the daemons, the last started first, and then unmounts what a pull
-// has mounted whose answer nobody waited for.
+// stop ends the daemons, the last started first, unmounts what a pull has
+// mounted whose answer nobody waited for, and stops the machine.
 func (p *pod) stop() error {
 	errs := []error{p.hub.Close()}
 	for i := len(p.procs) - 1; i >= 0; i-- {
@@ -76,7 +81,7 @@ func (p *pod) stop() error {
 	for _, b := range bundles {
 		errs = append(errs, unmount(filepath.Join(p.bundles, b.Name())))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, p.close())...)
 }
 
 // pull asks the data hub for image and returns the bundle and the digest.

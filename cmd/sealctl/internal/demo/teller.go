@@ -1,6 +1,8 @@
 package demo
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -37,11 +39,18 @@ func (t *teller) step(id, title string, f func() (note, error)) error {
 	return err
 }
 
-// refusal runs f, which must fail with a text that contains want.
-func (t *teller) refusal(id, title, want string, f func() error) {
+// errPrepare marks an error of setting the stage, which refuses nothing.
+var errPrepare = errors.New("setting the stage")
+
+// refusal runs f, which must fail with a text that contains want. Its error is
+// errPrepare, if that is how f failed.
+func (t *teller) refusal(id, title, want string, f func() error) error {
 	began := time.Now()
 	err := f()
 	took := time.Since(began)
+	if errors.Is(err, errPrepare) {
+		return fmt.Errorf("%s: %w", id, err)
+	}
 	r := Refusal{ID: id, Title: title, DurationMS: ms(took)}
 	mark := t.out.failed()
 	r.Reason = "not refused"
@@ -55,12 +64,15 @@ func (t *teller) refusal(id, title, want string, f func() error) {
 	t.good = t.good && r.OK
 	t.report.Refusals = append(t.report.Refusals, r)
 	t.out.row(mark, title, shorten(r.Reason), took)
+	return nil
 }
 
 // shorten drops what every reason starts with, for the human reader.
 func shorten(reason string) string {
-	if _, why, ok := strings.Cut(reason, ", error: "); ok {
-		return why
+	for _, end := range []string{", error: ", "Get Resource failed: "} {
+		if _, why, ok := strings.Cut(reason, end); ok {
+			return why
+		}
 	}
 	return reason
 }

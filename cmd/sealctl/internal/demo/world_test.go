@@ -66,7 +66,7 @@ func newWorld(t testing.TB, registries ...string) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	own, err := startOwner(ctx, dir)
+	own, err := startOwner(ctx, dir, nil)
 	if own != nil {
 		t.Cleanup(func() {
 			if err := own.stop(); err != nil {
@@ -83,7 +83,7 @@ func newWorld(t testing.TB, registries ...string) *world {
 	if err := own.startRegistry(ctx, filepath.Join(dir, "registry")); err != nil {
 		t.Fatal(err)
 	}
-	g, err := own.guestConfig(ctx, dir, registries...)
+	g, err := own.guestConfig(ctx, dir, own.url(), registries...)
 	if err != nil {
 		t.Fatal(err)
 	}

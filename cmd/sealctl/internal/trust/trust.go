@@ -16,9 +16,11 @@ import (
 	"strings"
 
 	"github.com/sealpod/sealpod/relyingparty/verifier"
+	"github.com/sealpod/sealpod/relyingparty/verifier/azvtpm"
 	"github.com/sealpod/sealpod/relyingparty/verifier/sample"
 	"github.com/sealpod/sealpod/relyingparty/verifier/snp"
 	"github.com/sealpod/sealpod/relyingparty/verifier/tdx"
+	"github.com/sealpod/sealpod/relyingparty/verifier/tpm"
 )
 
 // The words for the makers' own services. A file or directory of that name is
@@ -73,12 +75,12 @@ func Verifiers(o Options) ([]verifier.Verifier, error) {
 // all are the verifiers that follow from those of the hardware; nil stands for
 // a maker that is not trusted.
 func all(amd *snp.Verifier, intel *tdx.Verifier) []verifier.Verifier {
-	out := []verifier.Verifier{sample.CPU{}, sample.Device{}}
+	out := []verifier.Verifier{sample.CPU{}, sample.Device{}, tpm.New()}
 	if amd != nil {
-		out = append(out, amd)
+		out = append(out, amd, azvtpm.NewSNP(amd))
 	}
 	if intel != nil {
-		out = append(out, intel)
+		out = append(out, intel, azvtpm.NewTDX(intel))
 	}
 	return out
 }

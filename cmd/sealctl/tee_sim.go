@@ -1,0 +1,145 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sealpod/sealpod/cmd/internal/cli"
+	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/teesim"
+)
+
+// maxKernel caps the kernel that a simulated machine measures, in bytes.
+const maxKernel = 256 << 20
+
+// simOptions are the flags of `sealctl tee-sim`.
+type simOptions struct {
+	dir, kernel, commandLine, initData string
+	debug, staleTCB, asJSON            bool
+}
+
+// teeSimCommand is `sealctl tee-sim`.
+func teeSimCommand() *cobra.Command {
+	var o simOptions
+	cmd := &cobra.Command{
+		Use:   "tee-sim KIND --dir DIRECTORY",
+		Short: "Run a simulated TEE for trials and tests",
+		Long: `Run a machine with a simulated TEE until Ctrl-C. Its evidence has the form of the
+real thing and is really signed, by a simulated maker with a root of its own that
+no relying party trusts unless told to (relying-party --trust-simulator).
+
+KIND is ` + strings.Join(teesim.Kinds(), ", ") + `.
+DIRECTORY keeps the maker's keys (keys), what a relying party must trust (trust),
+what a good machine measures (reference-values.json) and the machine's files
+(machine): its sys is a FUSE file system with configfs-tsm, the Azure kinds have
+a TPM (swtpm) in dev and a metadata service of their own.`,
+		Example: `  sealctl tee-sim tdx-sim --dir ./sim
+  sealctl tee-sim az-snp-sim --dir ./sim --init-data initdata.toml
+  sealctl relying-party --store ./rp --trust-simulator ./sim/trust
+  SEALPOD_HOST_ROOT=$PWD/sim/machine sealpod attestation-agent -c aa.toml`,
+		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		ValidArgs: teesim.Kinds(),
+		RunE:      func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0]) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.dir, "dir", "", "`directory` of the simulator (required; made if missing)")
+	f.StringVar(&o.kernel, "kernel", "", "kernel `file` to measure instead of one made up")
+	f.StringVar(&o.commandLine, "command-line", "", "kernel command `line` to measure instead of one made up")
+	f.StringVar(&o.initData, "init-data", "", "start the machine with the SHA-256 of this `file` as init data")
+	f.BoolVar(&o.debug, "debug", false, "let the host debug the machine")
+	f.BoolVar(&o.staleTCB, "stale-tcb", false, "run firmware that misses an update")
+	f.BoolVar(&o.asJSON, "json", false, "say where things are as one line of JSON")
+	return cmd
+}
+
+func (o simOptions) run(cmd *cobra.Command, kind string) error {
+	if o.dir == "" {
+		return fmt.Errorf("give --dir DIRECTORY, where the simulator keeps its keys and its machine (%w)", cli.ErrUsage)
+	}
+	launch, err := o.launch()
+	if err == nil {
+		o.dir, err = filepath.Abs(o.dir)
+	}
+	if err != nil {
+		return err
+	}
+	sim, err := teesim.Open(kind, o.dir)
+	if err != nil {
+		return err
+	}
+	m, err := sim.Boot(cmd.Context(), filepath.Join(o.dir, "machine"), launch)
+	if err != nil {
+		return err
+	}
+	if err = o.announce(cmd.OutOrStdout(), sim, m); err == nil {
+		<-cmd.Context().Done()
+	}
+	return errors.Join(err, m.Close())
+}
+
+// launch reads what the machine starts with.
+func (o simOptions) launch() (teesim.Launch, error) {
+	l := teesim.Launch{CommandLine: o.commandLine, Debug: o.debug, StaleTCB: o.staleTCB}
+	var err error
+	if o.kernel != "" {
+		if l.Kernel, err = podvm.ReadFileMax(o.kernel, maxKernel); err != nil {
+			return l, fmt.Errorf("--kernel: %w", err)
+		}
+	}
+	if o.initData != "" {
+		doc, err := podvm.ReadFileMax(o.initData, maxKernel)
+		if err != nil {
+			return l, fmt.Errorf("--init-data: %w", err)
+		}
+		digest := sha256.Sum256(doc)
+		l.InitData = digest[:]
+	}
+	return l, nil
+}
+
+// simPlaces is what others need to know of a machine.
+type simPlaces struct {
+	TEE             string   `json:"tee"`
+	Root            string   `json:"root"`
+	Environment     []string `json:"environment"`
+	Trust           string   `json:"trust"`
+	ReferenceValues string   `json:"reference_values"`
+}
+
+// announce writes the reference values and says where things are.
+func (o simOptions) announce(w io.Writer, sim *teesim.Simulator, m *teesim.Machine) error {
+	at := simPlaces{
+		TEE: m.TEE(), Root: m.Host().Root, Environment: m.Env(),
+		Trust: sim.Trust(), ReferenceValues: filepath.Join(o.dir, "reference-values.json"),
+	}
+	values, err := json.MarshalIndent(m.ReferenceValues(), "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding the reference values: %w", err)
+	}
+	if err := os.WriteFile(at.ReferenceValues, append(values, '\n'), 0o600); err != nil {
+		return fmt.Errorf("writing the reference values: %w", err)
+	}
+	if o.asJSON {
+		err = json.NewEncoder(w).Encode(at)
+	} else {
+		_, err = fmt.Fprintf(w, `Machine           %s (TEE %s, simulated)
+Guest daemons     export %s
+Relying party     sealctl relying-party --trust-simulator %s …
+                  sealctl kbs set-reference-values %s …
+Other programs    %s is this machine's /sys
+Ctrl-C stops it.
+`, at.Root, at.TEE, strings.Join(at.Environment, " "), at.Trust, at.ReferenceValues, m.Host().Path("/sys"))
+	}
+	if err != nil {
+		return fmt.Errorf("writing to standard output: %w", err)
+	}
+	return nil
+}
