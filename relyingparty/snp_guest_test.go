@@ -89,6 +89,9 @@ type switchable struct {
 	snpHost
 }
 
+// Name copies no host that changes.
+func (*switchable) Name() string { return "sev_guest" }
+
 func (s *switchable) set(h snpHost) { s.mu.Lock(); defer s.mu.Unlock(); s.snpHost = h }
 
 func (s *switchable) Report(ctx context.Context, data []byte, level uint) (report, table []byte, err error) {
@@ -98,9 +101,8 @@ func (s *switchable) Report(ctx context.Context, data []byte, level uint) (repor
 	return h.Report(ctx, data, level)
 }
 
-// booted returns guests that detect their TEE and attest through a mounted
-// sysfs, as in a pod VM. The result of an earlier call must not be used again.
-func booted(t *testing.T) func(snpHost) kbs.Evidencer {
+// mount shows a tree in dir until the test ends.
+func mount(t *testing.T, dir string, tree sysfs.Tree) {
 	t.Helper()
 	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
@@ -110,10 +112,17 @@ func booted(t *testing.T) func(snpHost) kbs.Evidencer {
 	if os.Geteuid() != 0 {
 		testenv.Tool(t, "fusermount3")
 	}
-	root, provider, quiet := t.TempDir(), &switchable{}, slog.New(slog.DiscardHandler)
-	tree, err := sysfs.Mount(t.Context(), filepath.Join(root, "sys"), sysfs.Tree{Reports: provider, Dirs: []string{"devices/platform/sev-guest"}, Log: quiet})
+	mounted, err := sysfs.Mount(t.Context(), dir, tree)
 	must(t, err)
-	t.Cleanup(func() { must(t, tree.Close()) })
+	t.Cleanup(func() { must(t, mounted.Close()) })
+}
+
+// booted returns guests that detect their TEE and attest through a mounted
+// sysfs, as in a pod VM. The result of an earlier call must not be used again.
+func booted(t *testing.T) func(snpHost) kbs.Evidencer {
+	t.Helper()
+	root, provider, quiet := t.TempDir(), &switchable{}, slog.New(slog.DiscardHandler)
+	mount(t, filepath.Join(root, "sys"), sysfs.Tree{Reports: provider, Dirs: []string{"devices/platform/sev-guest"}, Log: quiet})
 	set, err := attester.Detect(t.Context(), attester.Options{Host: podvm.Host{Root: root}, Allow: []string{"snp"}, Log: quiet})
 	must(t, err)
 	return func(h snpHost) kbs.Evidencer { provider.set(h); return set }

@@ -15,7 +15,6 @@ import (
 	guestside "github.com/sealpod/sealpod/attester/tdx"
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
-	"github.com/sealpod/sealpod/podvm/testenv"
 	"github.com/sealpod/sealpod/relyingparty/verifier"
 	"github.com/sealpod/sealpod/relyingparty/verifier/tdx"
 	"github.com/sealpod/sealpod/teesim/sysfs"
@@ -136,22 +135,11 @@ func (g tdInMemory) Extend(index uint32, digest []byte) error {
 // tdBooted returns guests that detect their TEE, record events and attest
 // through a mounted sysfs, as in a pod VM.
 func tdBooted(t *testing.T) func(tdxHost) kbs.Evidencer {
-	t.Helper()
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		testenv.Missing(t, "needs /dev/fuse: "+err.Error())
-	}
-	must(t, f.Close())
-	if os.Geteuid() != 0 {
-		testenv.Tool(t, "fusermount3")
-	}
 	return func(h tdxHost) kbs.Evidencer {
 		machine, quiet := podvm.Host{Root: t.TempDir()}, slog.New(slog.DiscardHandler)
-		tree, err := sysfs.Mount(t.Context(), machine.Path("/sys"), sysfs.Tree{
+		mount(t, machine.Path("/sys"), sysfs.Tree{
 			Reports: h, Measurements: h.td.Registers(), Files: map[string][]byte{"firmware/acpi/tables/data/CCEL": h.ccel()}, Log: quiet,
 		})
-		must(t, err)
-		t.Cleanup(func() { must(t, tree.Close()) })
 		set, err := attester.Detect(t.Context(), attester.Options{Host: machine, Allow: []string{"tdx"}, Log: quiet})
 		must(t, err)
 		measurer, ok := set.Primary.(attester.Measurer)
