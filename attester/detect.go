@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sealpod/sealpod/attester/azvtpm"
 	"github.com/sealpod/sealpod/attester/sample"
 	"github.com/sealpod/sealpod/attester/snp"
 	"github.com/sealpod/sealpod/attester/tdx"
+	"github.com/sealpod/sealpod/attester/tpm"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -53,7 +55,11 @@ func Detect(ctx context.Context, o Options) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Set{Primary: primary, Devices: o.devices()}, nil
+	devices, err := o.devices()
+	if err != nil {
+		return nil, err
+	}
+	return &Set{Primary: primary, Devices: devices}, nil
 }
 
 func (o Options) primary(ctx context.Context) (Attester, error) {
@@ -61,13 +67,16 @@ func (o Options) primary(ctx context.Context) (Attester, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("detecting the TEE: %w", err)
 		}
-		tee := probe(o)
+		tee := probe(ctx, o)
 		if tee == "" {
 			continue
 		}
 		if !o.allows(tee) {
 			o.Log.Warn("A TEE is passed over because the list of attesters leaves it out", "tee", tee)
 			continue
+		}
+		if tee == tpm.TEE {
+			o.Log.Warn("The evidence is of a TPM that no TEE vouches for: it does not tell whether memory is protected", "tee", tee)
 		}
 		if a := makeAttester(tee, o.Host); a != nil {
 			return a, nil
@@ -91,17 +100,36 @@ func makeAttester(tee string, host podvm.Host) Attester {
 		return tdx.New(host)
 	case snp.TEE:
 		return snp.New(host)
+	case azvtpm.TDX.TEE():
+		return azvtpm.New(host, azvtpm.TDX)
+	case azvtpm.SNP.TEE():
+		return azvtpm.New(host, azvtpm.SNP)
+	case tpm.TEE:
+		return tpm.New(host)
 	}
 	return nil
 }
 
-func (o Options) devices() []Attester {
+// nvidiaTEE is the wire name of NVIDIA GPUs, which this build cannot attest:
+// see the package comment.
+const nvidiaTEE = "nvidia"
+
+// devices returns attesters of the devices. Errors: ErrNoAttester for a GPU
+// that the list says must be attested.
+func (o Options) devices() ([]Attester, error) {
+	if n := o.nvidiaGPUs(); n > 0 {
+		if slices.Contains(o.Allow, nvidiaTEE) {
+			return nil, podvm.Explain(fmt.Errorf("detecting devices: %w: %s", ErrNoAttester, nvidiaTEE),
+				"this machine has an NVIDIA GPU, which this build cannot attest, and the list of attesters names it")
+		}
+		o.Log.Warn("NVIDIA GPUs are not part of the evidence: this build cannot attest them", "gpus", n)
+	}
 	var out []Attester
 	if _, on := o.Host.Env("ENABLE_SAMPLE_DEVICE"); on && o.allows(sample.DeviceTEE) {
 		o.Log.Warn("A sample device is used: its evidence proves nothing", "tee", sample.DeviceTEE)
 		out = append(out, sample.NewDevice())
 	}
-	return out
+	return out, nil
 }
 
 func (o Options) allows(tee string) bool {
@@ -113,7 +141,7 @@ func (o Options) allows(tee string) bool {
 func names() []string {
 	return []string{
 		"tdx", "sgx", "az-tdx-vtpm", "az-snp-vtpm", "snp", "csv", "cca", "se", "tpm", sample.TEE,
-		"nvidia", "hygondcu", sample.DeviceTEE,
+		nvidiaTEE, "hygondcu", sample.DeviceTEE,
 	}
 }
 
@@ -128,4 +156,8 @@ func CheckAllow(allow []string) error {
 }
 
 // Supported returns the wire names of the TEEs that evidence can be made of.
-func Supported() []string { return []string{tdx.TEE, snp.TEE, sample.TEE, sample.DeviceTEE} }
+func Supported() []string {
+	return []string{
+		tdx.TEE, azvtpm.TDX.TEE(), azvtpm.SNP.TEE(), snp.TEE, tpm.TEE, sample.TEE, sample.DeviceTEE,
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,7 +14,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
+	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -111,96 +112,143 @@ func TestDetectStopsWithItsContext(t *testing.T) {
 	}
 }
 
-// fakeTPM answers on a socket like a TPM that has nothing but the report of an
-// Azure confidential VM: NV_ReadPublic and NV_Read, framed by hand.
-// Source: TPM 2.0 library specification part 3, 31.6 and 31.13.
-func fakeTPM(t *testing.T, path string, report []byte) {
+// azure is a machine whose TPM has nothing but the report of a confidential VM,
+// or not even that.
+func azure(t *testing.T, report []byte) podvm.Host {
 	t.Helper()
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
+	host := machine(t, nil, map[string]string{"/dev/": ""})
+	hooks := []vtpmtest.Hook{func([]byte) []byte { return vtpmtest.Frame(0x18b, false, nil) }} // TPM_RC_HANDLE
+	if report != nil {
+		hooks = append([]vtpmtest.Hook{vtpmtest.ReadOnlyNV(0x01400001, len(report), func() []byte { return report })}, hooks...)
 	}
-	done := make(chan struct{})
-	t.Cleanup(func() { _ = l.Close(); <-done })
-	go func() {
-		defer close(done)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			buf := make([]byte, 4096)
-			if n, err := c.Read(buf); err == nil && n >= 10 {
-				_, _ = c.Write(tpmAnswer(buf[:n], report))
-			}
-			_ = c.Close()
-		}
-	}()
-}
-
-func tpmAnswer(cmd, report []byte) []byte {
-	frame := func(tag uint16, code uint32, body []byte) []byte {
-		out := binary.BigEndian.AppendUint16(nil, tag)
-		out = binary.BigEndian.AppendUint32(out, uint32(10+len(body)))
-		return append(binary.BigEndian.AppendUint32(out, code), body...)
-	}
-	switch binary.BigEndian.Uint32(cmd[6:]) {
-	case 0x169: // NV_ReadPublic
-		if report == nil {
-			return frame(0x8001, 0x18b, nil) // TPM_RC_HANDLE
-		}
-		area := binary.BigEndian.AppendUint32(nil, hclIndex)
-		area = binary.BigEndian.AppendUint16(area, 0x000b)     // SHA-256
-		area = binary.BigEndian.AppendUint32(area, 0x42040404) // attributes
-		area = binary.BigEndian.AppendUint16(area, 0)          // no policy
-		area = binary.BigEndian.AppendUint16(area, uint16(len(report)))
-		body := append(binary.BigEndian.AppendUint16(nil, uint16(len(area))), area...)
-		body = append(binary.BigEndian.AppendUint16(body, 34), append([]byte{0, 0x0b}, make([]byte, 32)...)...)
-		return frame(0x8001, 0, body)
-	case 0x14e: // NV_Read: size and offset are the last four bytes
-		size := int(binary.BigEndian.Uint16(cmd[len(cmd)-4:]))
-		at := int(binary.BigEndian.Uint16(cmd[len(cmd)-2:]))
-		data := append(binary.BigEndian.AppendUint16(nil, uint16(size)), report[at:at+size]...)
-		body := binary.BigEndian.AppendUint32(nil, uint32(len(data)))
-		body = append(append(body, data...), 0, 0, 1, 0, 0) // empty password session
-		return frame(0x8002, 0, body)
-	}
-	return frame(0x8001, 0x143, nil) // TPM_RC_COMMAND_CODE
+	vtpmtest.Listen(t, host.Path("/dev/tpmrm0"), hooks...)
+	return host
 }
 
 func TestDetectAzure(t *testing.T) {
-	report := func(magic string, kind uint32, size int) []byte {
-		r := make([]byte, size)
+	report := func(magic string, kind byte, size int) []byte {
+		r := make([]byte, max(size, 1238))
 		copy(r, magic)
-		if size >= hclMinSize {
-			binary.LittleEndian.PutUint32(r[hclTypeOffset:], kind)
-		}
-		return r
+		le := binary.LittleEndian
+		le.PutUint32(r[8:], 1238)
+		le.PutUint32(r[1216:], 22)
+		copy(r[1220:], []byte{1, 0, 0, 0, kind, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, '{', '}'})
+		return r[:size]
 	}
 	tests := map[string]struct {
 		report []byte
-		says   string // "" means sample
+		want   string
+		says   string // in the log
 	}{
-		"TDX":               {report("HCLA", 4, 2600), "az-tdx-vtpm"},
-		"SNP":               {report("HCLA", 2, 2600), "az-snp-vtpm"},
-		"ordinary TPM":      {nil, ""},
-		"other report type": {report("HCLA", 3, 2600), ""},
-		"other magic":       {report("XXXX", 4, 2600), ""},
-		"short index":       {report("HCLA", 4, 64), ""},
+		"TDX":               {report("HCLA", 4, 2600), "az-tdx-vtpm", ""},
+		"SNP":               {report("HCLA", 2, 2600), "az-snp-vtpm", ""},
+		"ordinary TPM":      {nil, "sample", ""},
+		"other report type": {report("HCLA", 3, 2600), "sample", "report type 3"},
+		"other magic":       {report("XXXX", 4, 2600), "sample", "magic"},
+		"short index":       {report("HCLA", 4, 64), "sample", "64 bytes"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			host := machine(t, nil, map[string]string{"/dev/": ""})
-			fakeTPM(t, host.Path("/dev/tpmrm0"), tt.report)
-			s, err := Detect(t.Context(), Options{Host: host, Log: slog.New(slog.DiscardHandler)})
-			if tt.says == "" {
-				if err != nil || s.TEE() != "sample" {
-					t.Errorf("got %v, %v", s, err)
-				}
-				return
+			var log strings.Builder
+			s, err := Detect(t.Context(), Options{Host: azure(t, tt.report), Log: slog.New(slog.NewTextHandler(&log, nil))})
+			if err != nil || s.TEE() != tt.want {
+				t.Fatalf("got %v, %v", s, err)
 			}
-			if !errors.Is(err, ErrNoAttester) || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("got %v", err)
+			if !strings.Contains(log.String(), tt.says) {
+				t.Errorf("%q does not say %q", log.String(), tt.says)
+			}
+			if warned := strings.Contains(log.String(), "Azure"); warned != (tt.says != "") {
+				t.Errorf("says %q", log.String())
+			}
+		})
+	}
+}
+
+func TestDetectTPM(t *testing.T) {
+	p := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
+	host := p.Machine(t)
+	var log strings.Builder
+	o := Options{Host: host, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	if s, err := Detect(t.Context(), o); err != nil || s.TEE() != "sample" {
+		t.Errorf("a TPM without a key: %v, %v", s, err)
+	}
+	p.Key(t, 0x81010002)
+	if s, err := Detect(t.Context(), o); err != nil || s.TEE() != "tpm" || !strings.Contains(log.String(), "no TEE vouches for") {
+		t.Errorf("%v, %v, %s", s, err, log.String())
+	}
+	o.Allow = []string{"snp"}
+	if s, err := Detect(t.Context(), o); !errors.Is(err, ErrNoTEE) {
+		t.Errorf("tpm not allowed: %v, %v", s, err)
+	}
+	o.Allow, log = nil, strings.Builder{}
+	o.Host.LookupEnv = func(k string) (string, bool) { return "0x81010003", k == "AA_TPM_AK_HANDLE" }
+	if s, err := Detect(t.Context(), o); err != nil || s.TEE() != "sample" || !strings.Contains(log.String(), "cannot be used for evidence") {
+		t.Errorf("a key that is not there: %v, %v, %s", s, err, log.String())
+	}
+}
+
+func TestDetectGPU(t *testing.T) {
+	device := func(vendor, class string) map[string]string {
+		const dir = "/sys/bus/pci/devices/0001:00:00.0/"
+		return map[string]string{dir + "vendor": vendor + "\n", dir + "class": class + "\n"}
+	}
+	for name, tt := range map[string]struct {
+		files map[string]string
+		gpu   bool
+	}{
+		"H100":                {device("0x10de", "0x030200"), true},
+		"graphics card":       {device("0x10de", "0x030000"), true},
+		"driver only":         {map[string]string{"/proc/driver/nvidia/": ""}, true},
+		"sound of the vendor": {device("0x10de", "0x040300"), false},
+		"another vendor":      {device("0x1002", "0x030200"), false},
+		"a bare entry":        {map[string]string{"/sys/bus/pci/devices/0001:00:00.0/": ""}, false},
+		"nothing":             {nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log strings.Builder
+			o := Options{Host: machine(t, nil, tt.files), Log: slog.New(slog.NewTextHandler(&log, nil))}
+			for _, allow := range [][]string{nil, {"sample"}} {
+				log.Reset()
+				o.Allow = allow
+				if s, err := Detect(t.Context(), o); err != nil || len(s.Devices) != 0 || strings.Contains(log.String(), "NVIDIA") != tt.gpu {
+					t.Errorf("allowed %v: %v, %s", allow, err, log.String())
+				}
+			}
+			o.Allow = []string{"sample", "nvidia"}
+			if _, err := Detect(t.Context(), o); errors.Is(err, ErrNoAttester) != tt.gpu || tt.gpu && !strings.Contains(podvm.Cause(err), "NVIDIA") {
+				t.Errorf("asked for: %v", err)
+			}
+		})
+	}
+}
+
+func TestUnprivileged(t *testing.T) { testenv.RerunUnprivileged(t) }
+
+// What may not be looked at is not taken for what is not there.
+func TestDetectSaysWhatItMayNotLookAt(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may look at everything: TestUnprivileged runs this")
+	}
+	for name, files := range map[string]map[string]string{
+		"/dev":                 {"/dev/tdx_guest": "", "/dev/tpmrm0": ""},
+		"/sys/devices":         {"/sys/devices/platform/sev-guest/": ""},
+		tsmReports:             {tsmReports + "/": ""},
+		"/sys/bus/pci/devices": {"/sys/bus/pci/devices/": ""},
+		"/dev/attestation":     {"/dev/attestation/attestation_type": "dcap"},
+		"/proc/driver":         {"/proc/driver/nvidia/": ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			host := machine(t, nil, files)
+			if err := os.Chmod(host.Path(name), 0); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.Chmod(host.Path(name), 0o700) })
+			var log strings.Builder
+			if _, err := Detect(t.Context(), Options{Host: host, Log: slog.New(slog.NewTextHandler(&log, nil))}); err != nil {
+				t.Error(err)
+			}
+			if !strings.Contains(log.String(), "level=WARN msg=\"Looking for a TEE is not permitted") || !strings.Contains(log.String(), name) {
+				t.Errorf("says %q", log.String())
 			}
 		})
 	}
@@ -283,7 +331,9 @@ func TestSupported(t *testing.T) {
 	if d := cmp.Diff(append(made, "sample", "sampledevice"), Supported()); d != "" {
 		t.Error(d)
 	}
-	if _, ok := makeAttester("tdx", podvm.Host{}).(Measurer); !ok {
-		t.Error("tdx has no registers")
+	for _, tee := range []string{"tdx", "az-tdx-vtpm", "az-snp-vtpm", "tpm"} {
+		if _, ok := makeAttester(tee, podvm.Host{}).(Measurer); !ok {
+			t.Errorf("%s has no registers", tee)
+		}
 	}
 }

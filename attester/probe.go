@@ -1,37 +1,36 @@
 package attester
 
 import (
-	"encoding/binary"
-	"fmt"
+	"context"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 
-	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
-	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
-	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
-
+	"github.com/sealpod/sealpod/attester/azvtpm"
+	"github.com/sealpod/sealpod/attester/tpm"
 	"github.com/sealpod/sealpod/podvm"
 )
 
 // probes look for one kind of TEE each and return its wire name, or "". They
-// are in upstream's order: the first hit wins. A tpm is missing on purpose:
-// ordinary machines have one, so it counts only when its attestation key can be
-// read, which takes the attester that is not there yet.
-func probes() []func(Options) string {
-	return []func(Options) string{
+// are in upstream's order: the first hit wins. A probe that is kept from
+// looking says so at WARN, since its "" then means nothing.
+func probes() []func(context.Context, Options) string {
+	return []func(context.Context, Options) string{
 		probeTDX, probeSGX, probeAzure,
-		func(o Options) string { return name("snp", o.exists("/sys/devices/platform/sev-guest")) },
-		func(o Options) string { return name("csv", o.exists("/dev/csv-guest")) },
-		func(o Options) string {
+		func(_ context.Context, o Options) string {
+			return name("snp", o.exists("/sys/devices/platform/sev-guest"))
+		},
+		func(_ context.Context, o Options) string { return name("csv", o.exists("/dev/csv-guest")) },
+		func(_ context.Context, o Options) string {
 			return name("cca", runtime.GOARCH == "arm64" && o.tsmProvider() == "arm_cca_guest\n")
 		},
-		func(o Options) string {
+		func(_ context.Context, o Options) string {
 			return name("se", runtime.GOARCH == "s390x" && o.text("/sys/firmware/uv/prot_virt_guest") == "1\n")
 		},
+		probeTPM,
 	}
 }
 
@@ -42,27 +41,36 @@ func name(tee string, found bool) string {
 	return ""
 }
 
-func probeTDX(o Options) string {
+func probeTDX(_ context.Context, o Options) string {
 	return name("tdx", o.exists("/dev/tdx_guest") || o.tsmProvider() == "tdx_guest\n")
 }
 
-func probeSGX(o Options) string {
+func probeSGX(_ context.Context, o Options) string {
 	_, occlum := o.Host.Env("OCCLUM")
 	return name("sgx", occlum || strings.TrimSpace(o.text("/dev/attestation/attestation_type")) == "dcap")
 }
 
-func probeAzure(o Options) string {
-	switch o.hclReportType() {
-	case 4:
-		return "az-tdx-vtpm"
-	case 2:
-		return "az-snp-vtpm"
+func probeAzure(ctx context.Context, o Options) string {
+	kind, err := azvtpm.Detect(ctx, o.Host)
+	if err != nil {
+		o.Log.Warn("This may be an Azure confidential VM, but its TPM does not tell", "err", err)
 	}
-	return ""
+	return kind.TEE()
+}
+
+// probeTPM looks for a TPM with an attestation key: a TPM alone is what
+// ordinary machines have, and upstream takes one for a TEE.
+func probeTPM(ctx context.Context, o Options) string {
+	found, err := tpm.Detect(ctx, o.Host)
+	if err != nil {
+		o.Log.Warn("This machine's TPM cannot be used for evidence", "err", err)
+	}
+	return name(tpm.TEE, found)
 }
 
 func (o Options) exists(path string) bool {
 	_, err := os.Stat(o.Host.Path(path))
+	o.sayDenied(err)
 	return err == nil
 }
 
@@ -70,9 +78,17 @@ func (o Options) exists(path string) bool {
 func (o Options) text(path string) string {
 	b, err := podvm.ReadFileMax(o.Host.Path(path), 256)
 	if err != nil {
+		o.sayDenied(err)
 		return ""
 	}
 	return string(b)
+}
+
+// sayDenied keeps a lack of privilege from passing for the lack of a TEE.
+func (o Options) sayDenied(err error) {
+	if errors.Is(err, fs.ErrPermission) {
+		o.Log.Warn("Looking for a TEE is not permitted to this process", "err", err)
+	}
 }
 
 // tsmReports is where the kernel makes a report entry of each new directory.
@@ -83,6 +99,7 @@ const tsmReports = "/sys/kernel/config/tsm/report"
 func (o Options) tsmProvider() string {
 	entry, err := os.MkdirTemp(o.Host.Path(tsmReports), "sealpod-probe-")
 	if err != nil {
+		o.sayDenied(err)
 		return ""
 	}
 	provider := o.text(tsmReports + "/" + filepath.Base(entry) + "/provider")
@@ -93,68 +110,24 @@ func (o Options) tsmProvider() string {
 	return provider
 }
 
-// Azure's paravisor keeps its report in this NV index of the virtual TPM.
-// Source: az-cvm-vtpm 0.8.1 src/hcl, src/vtpm.
-const (
-	hclIndex      = 0x01400001
-	hclMagic      = "HCLA"   // bytes 0 to 3
-	hclTypeOffset = 1216 + 8 // little-endian u32: 2 SNP, 4 TDX
-	hclMinSize    = hclTypeOffset + 4
-)
-
-// hclReportType returns the report type of an Azure confidential VM, 0 on any
-// other machine.
-func (o Options) hclReportType() uint32 {
-	tpm, err := o.openTPM()
-	if err != nil {
-		return 0
+// nvidiaGPUs returns how many NVIDIA GPUs this machine has: PCI display or 3D
+// controllers of that vendor, or one if only the driver shows.
+func (o Options) nvidiaGPUs() int {
+	const devices = "/sys/bus/pci/devices"
+	entries, err := os.ReadDir(o.Host.Path(devices))
+	o.sayDenied(err)
+	n := 0
+	for _, e := range entries {
+		dir := devices + "/" + e.Name()
+		if strings.TrimSpace(o.text(dir+"/vendor")) != "0x10de" {
+			continue
+		}
+		if class := o.text(dir + "/class"); strings.HasPrefix(class, "0x0300") || strings.HasPrefix(class, "0x0302") {
+			n++
+		}
 	}
-	defer tpm.Close() //nolint:errcheck // nothing was written
-	pub, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(hclIndex)}.Execute(tpm)
-	if err != nil {
-		return 0
+	if n == 0 && o.exists("/proc/driver/nvidia") {
+		n = 1
 	}
-	if area, err := pub.NVPublic.Contents(); err != nil || area.DataSize < hclMinSize {
-		return 0
-	}
-	magic, err := readNV(tpm, pub.NVName, 0)
-	if err != nil || string(magic) != hclMagic {
-		return 0
-	}
-	kind, err := readNV(tpm, pub.NVName, hclTypeOffset)
-	if err != nil {
-		return 0
-	}
-	return binary.LittleEndian.Uint32(kind)
-}
-
-// readNV reads 4 bytes of the report at offset.
-func readNV(tpm transport.TPM, name tpm2.TPM2BName, offset uint16) ([]byte, error) {
-	out, err := tpm2.NVRead{
-		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-		NVIndex:    tpm2.NamedHandle{Handle: tpm2.TPMHandle(hclIndex), Name: name},
-		Size:       4,
-		Offset:     offset,
-	}.Execute(tpm)
-	if err != nil {
-		return nil, fmt.Errorf("reading NV index %#x: %w", hclIndex, err)
-	}
-	if len(out.Data.Buffer) != 4 {
-		return nil, fmt.Errorf("reading NV index %#x: %d bytes, want 4", hclIndex, len(out.Data.Buffer))
-	}
-	return out.Data.Buffer, nil
-}
-
-// openTPM opens the TPM through the kernel's resource manager, which shares it,
-// or the socket a simulated machine has in its place.
-func (o Options) openTPM() (transport.TPMCloser, error) {
-	path := o.Host.Path("/dev/tpmrm0")
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if st.Mode()&fs.ModeSocket != 0 {
-		return linuxudstpm.Open(path)
-	}
-	return linuxtpm.Open(path)
+	return n
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/sealpod/sealpod/attester/internal/vtpm"
 	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // check checks evidence as a verifier does, short of the hardware's signature,
@@ -276,7 +277,7 @@ func TestNoTPM(t *testing.T) {
 	if err := a.BindInitData(t.Context(), make([]byte, 32)); !errors.Is(err, vtpm.ErrNoTPM) || podvm.Cause(err) == "" {
 		t.Errorf("init data: %v", err)
 	}
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	a = New(tpm.Machine(t, vtpmtest.ReadOnlyNV(reportIndex, hclSize, func() []byte { return renewed(SNP, []byte{1}) })), SNP)
 	if _, err := a.Evidence(t.Context(), []byte{1}); !errors.Is(err, vtpm.ErrKey) || podvm.Cause(err) == "" {
 		t.Errorf("no attestation key: %v", err)
@@ -305,7 +306,7 @@ func TestBindInitData(t *testing.T) {
 }
 
 func TestDetect(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	for name, tt := range map[string]struct {
 		report []byte
 		want   Kind

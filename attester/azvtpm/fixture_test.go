@@ -24,6 +24,7 @@ import (
 	"github.com/sealpod/sealpod/attester/internal/vtpm"
 	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -48,7 +49,7 @@ const hclSize = 2600
 
 func newMachine(t testing.TB, kind Kind) *machine {
 	t.Helper()
-	m := &machine{tpm: vtpmtest.Start(t), kind: kind}
+	m := &machine{tpm: vtpmtest.Start(t, testenv.Tool(t, "swtpm")), kind: kind}
 	m.tpm.Key(t, keyHandle)
 	m.report = signed(hcl(kind, claims(strings.Repeat("00", 64)), hclSize))
 	paravisor := vtpmtest.ReadOnlyNV(reportIndex, hclSize, func() []byte {

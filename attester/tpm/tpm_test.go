@@ -25,6 +25,7 @@ import (
 	"github.com/sealpod/sealpod/attester/internal/vtpm"
 	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -83,7 +84,7 @@ func check(t *testing.T, evidence, nonce []byte) [][]byte {
 }
 
 func TestEvidence(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	tpm.Key(t, defaultHandle)
 	a := New(tpm.Machine(t))
 	if a.TEE() != "tpm" {
@@ -100,7 +101,7 @@ func TestEvidence(t *testing.T) {
 }
 
 func TestParallelCallsNeverMixReportData(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	tpm.Key(t, defaultHandle)
 	a := New(tpm.Machine(t))
 	var all sync.WaitGroup
@@ -119,7 +120,7 @@ func TestParallelCallsNeverMixReportData(t *testing.T) {
 }
 
 func TestKeyAtAnotherHandle(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	tpm.Key(t, 0x8101beef)
 	host := tpm.Machine(t)
 	for _, text := range []string{"0x8101beef", "8101BEEF"} {
@@ -145,7 +146,7 @@ func TestKeyAtAnotherHandle(t *testing.T) {
 }
 
 func TestDetect(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	host := tpm.Machine(t)
 	if ok, err := Detect(t.Context(), host); ok || err != nil {
 		t.Errorf("no key: %v, %v", ok, err)
@@ -172,7 +173,7 @@ func TestDetect(t *testing.T) {
 
 // Init data and events are in the PCRs of the quote.
 func TestInitDataAndEvents(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	tpm.Key(t, defaultHandle)
 	host := tpm.Machine(t)
 	digest := sha256.Sum256([]byte("init data"))
@@ -214,7 +215,7 @@ func TestInitDataAndEvents(t *testing.T) {
 }
 
 func BenchmarkEvidence(b *testing.B) {
-	tpm := vtpmtest.Start(b)
+	tpm := vtpmtest.Start(b, testenv.Tool(b, "swtpm"))
 	tpm.Key(b, defaultHandle)
 	a := New(tpm.Machine(b))
 	b.ReportAllocs()

@@ -10,10 +10,11 @@ import (
 
 	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 func TestInitDataIsBoundOncePerBoot(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	extended := 0
 	host := tpm.Machine(t, func(cmd []byte) []byte {
 		if vtpmtest.Command(cmd) == tpm2.TPMCCPCRExtend {
@@ -57,7 +58,7 @@ func TestInitDataIsBoundOncePerBoot(t *testing.T) {
 }
 
 func TestInitDataThatCannotBeBound(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	host := tpm.Machine(t)
 	bind := func(n int) error {
 		return with(t, host, func(c *Conn) error { return c.BindInitData(bytes.Repeat([]byte{1}, n)) })

@@ -62,7 +62,7 @@ func device(t *testing.T, tpm *vtpmtest.TPM) string {
 }
 
 func TestADeviceNode(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	tpm.Key(t, ak)
 	path := device(t, tpm)
 	host := podvm.Host{LookupEnv: func(string) (string, bool) { return path, true }}

@@ -18,6 +18,7 @@ import (
 	"github.com/sealpod/sealpod/attester/eventlog"
 	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -31,7 +32,7 @@ func with(t *testing.T, host podvm.Host, f func(*Conn) error) error {
 }
 
 func TestNV(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	var commands []tpm2.TPMCC
 	host := tpm.Machine(t, func(cmd []byte) []byte {
 		commands = append(commands, vtpmtest.Command(cmd))
@@ -82,7 +83,7 @@ func TestNV(t *testing.T) {
 
 func TestReadsAnIndexLongerThanOneCommand(t *testing.T) {
 	content := bytes.Repeat([]byte("0123456789"), 260)
-	host := vtpmtest.Start(t).Machine(t, vtpmtest.ReadOnlyNV(0x01400001, len(content), func() []byte { return content }))
+	host := vtpmtest.Start(t, testenv.Tool(t, "swtpm")).Machine(t, vtpmtest.ReadOnlyNV(0x01400001, len(content), func() []byte { return content }))
 	err := with(t, host, func(c *Conn) error {
 		got, err := c.ReadNV(0x01400001)
 		if !bytes.Equal(got, content) {
@@ -124,7 +125,7 @@ func checkQuote(t *testing.T, q Quote, data []byte) {
 }
 
 func TestQuote(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	tpm.Key(t, ak)
 	tpm.Extend(t, 23, [32]byte{1})
 	err := with(t, tpm.Machine(t), func(c *Conn) error {
@@ -165,7 +166,7 @@ func quoteOnce(c *Conn) error {
 }
 
 func TestPCRExtendedBetweenQuoteAndReadIsRetried(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	tpm.Key(t, ak)
 	times := 2
 	err := with(t, tpm.Machine(t, quoting(t, tpm, &times)), func(c *Conn) error {
@@ -181,7 +182,7 @@ func TestPCRExtendedBetweenQuoteAndReadIsRetried(t *testing.T) {
 }
 
 func TestPCRsThatKeepChangingEndWithAnError(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	tpm.Key(t, ak)
 	times := 100
 	err := with(t, tpm.Machine(t, quoting(t, tpm, &times)), quoteOnce)
@@ -191,7 +192,7 @@ func TestPCRsThatKeepChangingEndWithAnError(t *testing.T) {
 }
 
 func TestAttestationKeyRefuses(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	rsaKey := func(a tpm2.TPMAObject, scheme tpm2.TPMTRSAScheme) tpm2.TPMTPublic {
 		a.FixedTPM, a.FixedParent, a.SensitiveDataOrigin, a.UserWithAuth = true, true, true, true
 		return tpm2.TPMTPublic{Type: tpm2.TPMAlgRSA, NameAlg: tpm2.TPMAlgSHA256, ObjectAttributes: a,
@@ -213,7 +214,7 @@ func TestAttestationKeyRefuses(t *testing.T) {
 }
 
 func TestRegisters(t *testing.T) {
-	tpm := vtpmtest.Start(t)
+	tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
 	r := New(tpm.Machine(t)).Registers()
 	if err := r.Lock(t.Context()); err != nil {
 		t.Fatal(err)

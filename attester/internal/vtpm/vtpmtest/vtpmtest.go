@@ -24,7 +24,6 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/sealpod/sealpod/podvm"
-	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // Hook sees a command before the TPM does and returns the answer in its place,
@@ -33,18 +32,18 @@ type Hook func(cmd []byte) []byte
 
 // TPM is a running swtpm. It implements transport.TPM, past all hooks.
 type TPM struct {
-	dir, socket string
-	stop        func()
+	program, dir, socket string
+	stop                 func()
 }
 
-// Start starts an empty TPM that ends with the test.
-func Start(t testing.TB) *TPM {
+// Start starts an empty TPM, with the program swtpm, that ends with the test.
+func Start(t testing.TB, program string) *TPM {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "tpm") // short: it holds sockets
 	if err != nil {
 		t.Fatal(err)
 	}
-	tpm := &TPM{dir: dir, socket: filepath.Join(dir, "s")}
+	tpm := &TPM{program: program, dir: dir, socket: filepath.Join(dir, "s")}
 	t.Cleanup(func() {
 		tpm.stop()
 		if err := os.RemoveAll(dir); err != nil {
@@ -67,7 +66,7 @@ func (p *TPM) Reboot(t testing.TB) {
 func (p *TPM) run(t testing.TB) {
 	t.Helper()
 	_ = os.Remove(p.socket)
-	cmd := exec.CommandContext(context.Background(), testenv.Tool(t, "swtpm"), "socket", "--tpm2", "--tpmstate", "dir="+p.dir,
+	cmd := exec.CommandContext(context.Background(), p.program, "socket", "--tpm2", "--tpmstate", "dir="+p.dir,
 		"--server", "type=unixio,path="+p.socket, "--flags", "not-need-init,startup-clear")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
