@@ -1,11 +1,13 @@
 package azure
 
 import (
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 
 	"github.com/sealpod/sealpod/teesim/snp"
@@ -69,7 +71,7 @@ func SNP(c *snp.Chip, g *snp.Guest) Hardware {
 		Kind:            KindSNP,
 		Report:          func(data [64]byte) ([]byte, error) { return c.Report(g, data, 0) },
 		Certification:   func() (Certification, error) { return certification(c, g) },
-		ReferenceValues: func() map[string]any { return renamed(g.ReferenceValues()) },
+		ReferenceValues: func() map[string]any { return renamed(g) },
 	}
 }
 
@@ -96,19 +98,31 @@ func certificatePEM(der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
-// renamed gives an SNP guest's reference values the names they have on Azure.
-// Source: trustee attestation-service/docs/policy.md at 78962cd4.
-func renamed(values map[string]any) map[string]any {
-	out := make(map[string]any, len(values))
+// renamed gives an SNP guest's reference values the names and the form they
+// have on Azure: lists of text, the measurement in base64.
+// Source: trustee attestation-service/docs/policy.md and
+// deps/verifier/src/az_snp_vtpm at 78962cd4.
+func renamed(g *snp.Guest) map[string]any {
+	values := g.ReferenceValues()
+	measurement := g.Measurement()
+	out := map[string]any{"measurement": []string{base64.StdEncoding.EncodeToString(measurement[:])}}
 	for _, name := range [][2]string{
-		{"snp_launch_measurement", "measurement"},
 		{"snp_bootloader", "tcb_bootloader"}, {"snp_microcode", "tcb_microcode"},
 		{"snp_snp_svn", "tcb_snp"}, {"snp_tee_svn", "tcb_tee"},
 		{"snp_smt_enabled", "smt_enabled"}, {"snp_tsme_enabled", "tsme_enabled"},
 		{"snp_guest_abi_major", "abi_major"}, {"snp_guest_abi_minor", "abi_minor"},
 		{"snp_single_socket", "single_socket"}, {"snp_smt_allowed", "smt_allowed"},
 	} {
-		out[name[1]] = values[name[0]]
+		text := []string{}
+		switch v := values[name[0]].(type) {
+		case []int:
+			for _, n := range v {
+				text = append(text, strconv.Itoa(n))
+			}
+		default:
+			text = append(text, fmt.Sprint(v))
+		}
+		out[name[1]] = text
 	}
 	return out
 }
