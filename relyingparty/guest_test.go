@@ -201,15 +201,24 @@ func (g *guest) auth() {
 	g.cookie, g.nonce = a.cookies[0], c.Nonce
 }
 
-// attestation is the body of POST attest for the nonce.
+// attestation is the body of POST attest for the nonce, with evidence of a
+// sample.
 func (g *guest) attestation(nonce string) string {
+	return g.attestationWith(nonce, func(digest []byte) string {
+		return fmt.Sprintf(`{"svn":"1","report_data":%q}`, base64.StdEncoding.EncodeToString(digest))
+	})
+}
+
+// attestationWith is the body of POST attest for the nonce, with evidence over
+// its digest.
+func (g *guest) attestationWith(nonce string, evidence func(digest []byte) string) string {
 	k := g.key.Public()
 	canonical := fmt.Sprintf(`{"additional-evidence":"","nonce":%q,"tee-pubkey":{"alg":%q,"crv":%q,"kty":%q,"x":%q,"y":%q}}`,
 		nonce, k.ALG, k.CRV, k.KTY, k.X, k.Y)
 	digest := sha512.Sum384([]byte(canonical))
 	return fmt.Sprintf(`{"init-data":null,"runtime-data":{"nonce":%q,"tee-pubkey":{"kty":%q,"crv":%q,"alg":%q,"x":%q,"y":%q}},
-		"tee-evidence":{"primary_evidence":{"svn":"1","report_data":%q},"additional_evidence":""}}`,
-		nonce, k.KTY, k.CRV, k.ALG, k.X, k.Y, base64.StdEncoding.EncodeToString(digest[:]))
+		"tee-evidence":{"primary_evidence":%s,"additional_evidence":""}}`,
+		nonce, k.KTY, k.CRV, k.ALG, k.X, k.Y, evidence(digest[:]))
 }
 
 // attest sends an attestation in the session.

@@ -63,7 +63,7 @@ func (h tdxHost) ccel() []byte {
 
 // record has an agent record its events in the log of the machine, through
 // registers.
-func (h tdxHost) record(t *testing.T, machine podvm.Host, registers eventlog.Registers) {
+func (h tdxHost) record(t testing.TB, machine podvm.Host, registers eventlog.Registers) {
 	t.Helper()
 	platform, _ := eventlog.PlatformOf("tdx")
 	log, err := eventlog.Open(t.Context(), eventlog.Options{
@@ -92,7 +92,7 @@ type tdInMemory struct {
 	machine podvm.Host
 }
 
-func newTDInMemory(t *testing.T) func(tdxHost) kbs.Evidencer {
+func newTDInMemory(t testing.TB) func(tdxHost) kbs.Evidencer {
 	return func(h tdxHost) kbs.Evidencer {
 		g := tdInMemory{h, podvm.Host{Root: t.TempDir()}}
 		path := g.machine.Path(eventlog.CCELPath)

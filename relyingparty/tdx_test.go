@@ -230,3 +230,26 @@ func TestSimulatedTDXGuestIsRefusedUnderTheRootOfIntel(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkTDXHandshake is BenchmarkHandshake with a quote and an event log for
+// each handshake, collateral cached and policies compiled. The guest's part, one
+// signature and reading its log, is in it.
+func BenchmarkTDXHandshake(b *testing.B) {
+	platform, trust := newIntel(b, sim.Options{})
+	p := verifyingTDX(b, trust)
+	host := tdxHost{platform: platform, td: platform.NewTD(sim.Launch{Kernel: []byte("vmlinuz"), CommandLine: "root=/dev/vda"})}
+	p.setReferenceValues(host.td.ReferenceValues())
+	ev, g := newTDInMemory(b)(host), newGuest(p)
+	if got, _, err := p.fetch(ev, nil); err != nil || got != "the secret" {
+		b.Fatal(got, err)
+	}
+	handshakes(b, p, strings.Replace(authBody, "sample", "tdx", 1), func(nonce string) string {
+		return g.attestationWith(nonce, func(digest []byte) string {
+			raw, err := ev.Evidence(b.Context(), digest)
+			if err != nil {
+				b.Error(err)
+			}
+			return string(raw)
+		})
+	})
+}
