@@ -76,6 +76,9 @@ func ParseRoot(pems ...[]byte) (Root, error) {
 	return root, nil
 }
 
+// stranger says what evidence under another root is.
+const stranger = " (evidence of a simulator, or of other hardware than configured)"
+
 // pick returns the one certificate of that type, nil when there is none.
 func pick(chain []Certificate, kind string) (*x509.Certificate, error) {
 	var found *x509.Certificate
@@ -110,7 +113,7 @@ func checkChain(key *x509.Certificate, signer uint32, root Root, chain []Certifi
 	}
 	if ark != nil {
 		if err := ark.CheckSignatureFrom(root.ARK); err != nil {
-			return nil, bad("the ARK sent along is not that of this product, or not of a trusted root", err)
+			return nil, bad("the ARK sent along is not that of this product, or not of a trusted root"+stranger, err)
 		}
 	}
 	// The certificate table of a host has one slot for both; one that sends the
@@ -126,10 +129,10 @@ func checkChain(key *x509.Certificate, signer uint32, root Root, chain []Certifi
 		return nil, fmt.Errorf("%w: no %s for this product, neither configured nor sent along", verifier.ErrEvidence, kind)
 	}
 	if err := issuer.CheckSignatureFrom(root.ARK); err != nil {
-		return nil, bad("the "+kind+" is not signed by a trusted root of this product", err)
+		return nil, bad("the "+kind+" is not signed by a trusted root of this product"+stranger, err)
 	}
 	if err := key.CheckSignatureFrom(issuer); err != nil {
-		return nil, bad("the endorsement key is not signed by the "+kind, err)
+		return nil, bad("the endorsement key is not signed by the "+kind+" of a trusted root"+stranger, err)
 	}
 	for _, c := range []*x509.Certificate{root.ARK, issuer, key} {
 		if now.Before(c.NotBefore) || now.After(c.NotAfter) {

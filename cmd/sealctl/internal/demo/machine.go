@@ -104,7 +104,7 @@ func faults() []fault {
 		{id: "init-data", title: "A machine started with other init data", want: "init_data", initData: "# and a line of the host's\n"},
 		{id: "debug", title: "A machine the host may debug", want: "debug", launch: teesim.Launch{Debug: true}},
 		{id: "stale-tcb", title: "A machine whose firmware misses an update", want: "tcb", launch: teesim.Launch{StaleTCB: true}},
-		{id: "simulator", title: "A simulated machine, where only real ones are trusted", want: "root", makers: true},
+		{id: "simulator", title: "A simulated machine, where only real ones are trusted", want: "evidence of a simulator", makers: true},
 	}
 }
 
