@@ -13,10 +13,11 @@ build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sealpod ./cmd/sealctl
 
 # make demo ARGS='--image docker.io/library/alpine:3'
+# make demo TEE=tdx-sim (or snp-sim, az-tdx-sim, az-snp-sim; sample is the default)
 # Standard output is the demo's alone: make demo ARGS=--json | jq .ok
 demo:
 	@$(MAKE) --no-print-directory build >&2
-	@bin/sealctl demo $(ARGS)
+	@bin/sealctl demo $(if $(TEE),--tee $(TEE)) $(ARGS)
 
 # Parts that need root or a Debian package are skipped without it, and listed
 # at the end.
