@@ -98,32 +98,35 @@ func TestEventLogByName(t *testing.T) {
 		"snp": unsupported, "sgx": unsupported, "csv": unsupported, "cca": unsupported, "se": unsupported,
 		"sample": unsupported, "": unsupported, "unheard-of": unsupported,
 	} {
-		for pcr, cause := range map[uint64]string{
-			17: "PCR 17 cannot be extended from inside a guest: name another, or set init_pcr = 23", 23: "", 8: ""} {
-			c := defaults(func(c *Config) { c.EventLog = EventLogConfig{InitPCR: pcr, Enable: true} })
-			host := podvm.Host{Root: t.TempDir()}
-			for _, registers := range []eventlog.Registers{newPCRs(), nil} {
-				tees := &attester.Set{Primary: named{tee, registers}}
-				events, err := OpenEventLog(t.Context(), c, tees, host, slog.New(slog.DiscardHandler))
-				if err != nil {
-					t.Fatalf("%s, PCR %d: %v", tee, pcr, err)
-				}
-				out, err := start(t, Deps{Config: c, TEEs: tees, EventLog: events}).ExtendRuntimeMeasurement(t.Context(),
-					&aa.ExtendRuntimeMeasurementRequest{Domain: "d", Operation: "o", Content: "c"})
-				switch {
-				case registers == nil || want == unsupported:
-					if err != nil || out.GetResult() != unsupported {
-						t.Errorf("%s, PCR %d: %v, %v", tee, pcr, out.GetResult(), err)
+		t.Run(tee, func(t *testing.T) {
+			t.Parallel()
+			for pcr, cause := range map[uint64]string{
+				17: "PCR 17 cannot be extended from inside a guest: name another, or set init_pcr = 23", 23: "", 8: ""} {
+				c := defaults(func(c *Config) { c.EventLog = EventLogConfig{InitPCR: pcr, Enable: true} })
+				host := podvm.Host{Root: t.TempDir()}
+				for _, registers := range []eventlog.Registers{newPCRs(), nil} {
+					tees := &attester.Set{Primary: named{tee, registers}}
+					events, err := OpenEventLog(t.Context(), c, tees, host, slog.New(slog.DiscardHandler))
+					if err != nil {
+						t.Fatalf("PCR %d: %v", pcr, err)
 					}
-				case cause != "":
-					if s := status.Convert(err); s.Code() != codes.Internal || !strings.HasPrefix(s.Message(), ttrpcTexts.extend+": "+cause) {
-						t.Errorf("%s, PCR %d: %v", tee, pcr, err)
+					out, err := start(t, Deps{Config: c, TEEs: tees, EventLog: events}).ExtendRuntimeMeasurement(t.Context(),
+						&aa.ExtendRuntimeMeasurementRequest{Domain: "d", Operation: "o", Content: "c"})
+					switch {
+					case registers == nil || want == unsupported:
+						if err != nil || out.GetResult() != unsupported {
+							t.Errorf("PCR %d: %v, %v", pcr, out.GetResult(), err)
+						}
+					case cause != "":
+						if s := status.Convert(err); s.Code() != codes.Internal || !strings.HasPrefix(s.Message(), ttrpcTexts.extend+": "+cause) {
+							t.Errorf("PCR %d: %v", pcr, err)
+						}
+					case err != nil || out.GetResult() != ok || len(registers.(pcrs).values[uint32(pcr)]) != 32:
+						t.Errorf("PCR %d: %v, %v", pcr, out.GetResult(), err)
 					}
-				case err != nil || out.GetResult() != ok || len(registers.(pcrs).values[uint32(pcr)]) != 32:
-					t.Errorf("%s, PCR %d: %v, %v", tee, pcr, out.GetResult(), err)
 				}
 			}
-		}
+		})
 	}
 }
 

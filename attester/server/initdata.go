@@ -42,8 +42,11 @@ func BindInitData(ctx context.Context, c Config, tees *attester.Set, host podvm.
 	}
 	out := InitData{Document: doc}
 	err = tees.BindInitData(ctx, sum)
-	if errors.Is(err, tdx.ErrNoInitData) && c.InitData.RTMR3 {
+	switch none := errors.Is(err, tdx.ErrNoInitData); {
+	case none && c.InitData.RTMR3:
 		err, out.Recorded = recordInitData(ctx, c, tees, host, sum, log), sum
+	case none:
+		err = fmt.Errorf("%w; rtmr3 = true in [initdata] would bind it to RTMR3", err)
 	}
 	switch {
 	case errors.Is(err, attester.ErrUnsupported):
