@@ -93,28 +93,37 @@ func (c *Collateral) File(fmspc, ca string) map[string]any {
 }
 
 // CollateralJSON returns the platform's collateral in the form of Intel's
-// PcsClientTool. It is current for 20 days or more: it is signed anew in time,
-// and then written to trust/tdx-collateral.json too.
+// PcsClientTool, as in trust/tdx-collateral.json. It is current for 10 days or
+// more: this and every quote sign it anew in time.
 func (p *Platform) CollateralJSON() ([]byte, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err := p.keepCurrent(); err != nil {
+		return nil, err
+	}
+	return slices.Clone(p.collateral), nil
+}
+
+// keepCurrent signs and publishes collateral anew when it is time. The caller
+// holds mu.
+func (p *Platform) keepCurrent() error {
 	if p.now().Before(p.refresh) {
-		return slices.Clone(p.collateral), nil
+		return nil
 	}
 	t := p.TCB()
 	c, err := p.Collateral(t)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	text, err := json.MarshalIndent(c.File(p.FMSPC(), p.caKind()), "", "  ")
 	if err != nil {
-		return nil, fmt.Errorf("encoding collateral: %w", err)
+		return fmt.Errorf("encoding collateral: %w", err)
 	}
 	if err := identity.Publish(p.dir, collateralFile, text); err != nil {
-		return nil, err
+		return err
 	}
 	p.collateral, p.refresh = text, t.NextUpdate.Add(-collateralSpare)
-	return slices.Clone(text), nil
+	return nil
 }
 
 // caKind is "platform" or "processor", as in Intel's API.

@@ -124,6 +124,10 @@ func TestCollateralIsSignedAnewBeforeItExpires(t *testing.T) {
 	if again, err := p.CollateralJSON(); err != nil || !next(again).Equal(now.Add(collateralLife)) || !bytes.Equal(again, file()) {
 		t.Errorf("not signed anew: %v", err)
 	}
+	now = now.Add(collateralLife)
+	if _, err := p.Quote(p.NewTD(Launch{}), [64]byte{}); err != nil || !next(file()).Equal(now.Add(collateralLife)) {
+		t.Errorf("not signed anew by a quote: %v", err)
+	}
 	now = now.Add(2 * collateralLife) // nobody was there in between
 	if _, err := Open(dir, Options{Now: func() time.Time { return now }}); err != nil || !next(file()).Equal(now.Add(collateralLife)) {
 		t.Errorf("not signed anew by Open: %v", err)

@@ -122,6 +122,12 @@ func (p *Platform) QuoteOfReport(raw []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("quoting: %w", err)
 	}
+	p.mu.Lock()
+	err = p.keepCurrent() // a quote without collateral is worth nothing
+	p.mu.Unlock()
+	if err != nil {
+		return nil, fmt.Errorf("quoting: %w", err)
+	}
 	quote, err := p.sign(p.Parts(r.body()), p.certified)
 	if err != nil {
 		return nil, fmt.Errorf("quoting: %w", err)

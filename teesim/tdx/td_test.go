@@ -12,6 +12,14 @@ import (
 
 	"github.com/google/go-eventlog/register"
 	"github.com/google/go-eventlog/tcg"
+
+	"github.com/sealpod/sealpod/teesim/sysfs"
+)
+
+// What a simulated /sys shows of a TD.
+var (
+	_ sysfs.Provider  = Reports{}
+	_ sysfs.Registers = Registers{}
 )
 
 // TestFirmwareLogReplays reads the log with the library of Google: it leads to
