@@ -39,18 +39,19 @@ func New(host podvm.Host, kind Kind) *Attester {
 }
 
 // Detect returns the kind of Azure confidential VM that the guest below host
-// is, 0 if it is none. Reading the report makes the paravisor renew it.
+// is, 0 if it is none. It leaves out the first byte of the report: reading that
+// makes the paravisor renew it, which keeps the first evidence waiting.
 //
 // Errors: those of package vtpm when there is a TPM that cannot be used; ErrHCL
 // when there is a report of an unknown kind.
 func Detect(ctx context.Context, host podvm.Host) (Kind, error) {
 	var kind Kind
 	err := vtpm.New(host).Do(ctx, func(c *vtpm.Conn) error {
-		raw, err := c.ReadNV(reportIndex)
+		raw, err := c.ReadNVFrom(reportIndex, 1)
 		if err != nil {
 			return err
 		}
-		h, err := ParseHCL(raw)
+		h, err := ParseHCL(append([]byte(hclMagic[:1]), raw...))
 		kind = h.Kind
 		return err
 	})
@@ -63,8 +64,8 @@ func Detect(ctx context.Context, host podvm.Host) (Kind, error) {
 // TEE returns the wire name.
 func (a *Attester) TEE() string { return a.kind.TEE() }
 
-// Evidence returns evidence over reportData as it is, at most 64 bytes. A call
-// has the TPM alone from the writing of report data to the quote, so that calls
+// Evidence returns evidence over reportData as it is, at most 64 bytes, or less
+// if the TPM says so; the 48 of the KBS handshake fit. A call has the TPM alone from the writing of report data to the quote, so that calls
 // never mix theirs and no event is recorded in between; what the metadata
 // service adds belongs to the report it is asked about. ctx ends the waiting:
 // for other callers, for the paravisor (10 s at most), and for the metadata

@@ -324,6 +324,18 @@ func TestDetect(t *testing.T) {
 			}
 		})
 	}
+	t.Run("leaves the report alone", func(t *testing.T) {
+		m := newMachine(t, TDX)
+		m.lazy = -1
+		for range 3 {
+			if got, err := Detect(t.Context(), m.host); got != TDX || err != nil {
+				t.Fatalf("%d, %v", got, err)
+			}
+		}
+		if m.readings != 1 { // the fixture's own, to have something
+			t.Errorf("the paravisor saw %d readings", m.readings)
+		}
+	})
 	for name, host := range map[string]podvm.Host{"ordinary TPM": tpm.Machine(t), "no TPM": {Root: t.TempDir()}} {
 		if got, err := Detect(t.Context(), host); got != 0 || err != nil {
 			t.Errorf("%s: %d, %v", name, got, err)

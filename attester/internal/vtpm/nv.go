@@ -34,11 +34,15 @@ func (i nvIndex) handle() tpm2.NamedHandle {
 
 // ReadNV returns the content of an NV index, at most 16 KiB. Errors:
 // ErrNoIndex, ErrAnswer, podvm.ErrTooLarge.
-func (c *Conn) ReadNV(index uint32) ([]byte, error) {
+func (c *Conn) ReadNV(index uint32) ([]byte, error) { return c.ReadNVFrom(index, 0) }
+
+// ReadNVFrom returns the content of an NV index without its first offset bytes,
+// which are not read. Errors: as ReadNV.
+func (c *Conn) ReadNVFrom(index uint32, offset int) ([]byte, error) {
 	i, err := c.describe(index)
 	var out []byte
 	if err == nil {
-		out, err = c.readNV(i)
+		out, err = c.readNV(i, offset)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading NV index %#x: %w", index, err)
@@ -73,7 +77,7 @@ func (c *Conn) writeNV(index uint32, data []byte) error {
 		i, err = c.define(index, len(data))
 	default:
 		// One that was never written cannot be read; that is no error.
-		if now, err := c.readNV(i); err == nil && bytes.Equal(now, data) {
+		if now, err := c.readNV(i, 0); err == nil && bytes.Equal(now, data) {
 			return nil
 		}
 	}
@@ -134,12 +138,12 @@ func (c *Conn) define(index uint32, size int) (nvIndex, error) {
 	return c.describe(index)
 }
 
-func (c *Conn) readNV(i nvIndex) ([]byte, error) {
+func (c *Conn) readNV(i nvIndex, from int) ([]byte, error) {
 	out, chunk := make([]byte, 0, i.size), c.nvBuffer()
-	for len(out) < i.size {
-		n := min(chunk, i.size-len(out))
+	for at := from; at < i.size; at = from + len(out) {
+		n := min(chunk, i.size-at)
 		part, err := tpm2.NVRead{
-			AuthHandle: owner(), NVIndex: i.handle(), Size: uint16(n), Offset: uint16(len(out)),
+			AuthHandle: owner(), NVIndex: i.handle(), Size: uint16(n), Offset: uint16(at),
 		}.Execute(c)
 		if err != nil {
 			return nil, err

@@ -91,7 +91,7 @@ func attestationKey(out *tpm2.ReadPublicResponse) (*rsa.PublicKey, error) {
 
 // Quote signs data and all PCRs with the key at a persistent handle, and
 // returns PCR values that agree with the quote. How long data may be depends on
-// the TPM; 64 bytes fit all that know SHA-512.
+// the TPM: 2 bytes more than its longest digest.
 //
 // Errors: ErrKey as of AttestationKey, ErrChanging, ErrAnswer.
 func (c *Conn) Quote(handle uint32, data []byte) (Quote, error) {
@@ -102,6 +102,9 @@ func (c *Conn) Quote(handle uint32, data []byte) (Quote, error) {
 	signer := tpm2.AuthHandle{Handle: tpm2.TPMHandle(handle), Name: name, Auth: tpm2.PasswordAuth(nil)}
 	for range quoteTries {
 		q, digest, err := c.quote(signer, data)
+		if errors.Is(err, tpm2.TPMRCSize) {
+			err = podvm.Explain(err, fmt.Sprintf("this TPM does not take %d bytes of report data", len(data)))
+		}
 		if err != nil {
 			return Quote{}, fmt.Errorf("quoting: %w", err)
 		}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -141,6 +142,10 @@ func TestQuote(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+	err = with(t, tpm.Machine(t), func(c *Conn) error { _, err := c.Quote(ak, make([]byte, 100)); return err })
+	if !errors.Is(err, tpm2.TPMRCSize) || !strings.Contains(podvm.Cause(err), "100 bytes") {
+		t.Errorf("more than the TPM takes: %v", err)
 	}
 }
 

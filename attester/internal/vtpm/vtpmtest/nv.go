@@ -59,7 +59,7 @@ func ReadOnlyNV(index uint32, size int, content func() []byte) Hook {
 		case tpm2.TPMCCNVRead:
 			// Size and offset are the last four bytes.
 			n, at := int(be.Uint16(cmd[len(cmd)-4:])), int(be.Uint16(cmd[len(cmd)-2:]))
-			if at == 0 {
+			if at == 0 || now == nil {
 				now = content()
 			}
 			if n > 1024 || at+n > len(now) {
