@@ -2,8 +2,11 @@ package ccel
 
 import (
 	"encoding/hex"
+	"fmt"
 	"reflect"
 	"testing"
+
+	teesim "github.com/sealpod/sealpod/teesim/tdx"
 )
 
 func wideOf(s string) []byte {
@@ -93,5 +96,45 @@ func TestDevicePaths(t *testing.T) {
 		if got := application(data); !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+// TestSimulatedBoot reads what a simulated TD measured: the simulator writes by
+// the documents what is read by them here, each with code of its own.
+func TestSimulatedBoot(t *testing.T) {
+	p, err := teesim.Open("", teesim.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	td := p.NewTD(teesim.Launch{Kernel: []byte("k"), Initrd: []byte("i"), CommandLine: "c"})
+	l, registers := parse(t, td.CCEL()), Registers{}
+	for i := range 4 {
+		value := td.RTMR(i)
+		registers[uint32(i+1)] = value[:]
+	}
+	if err := l.Match(SHA384, registers); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range l.Claims(SHA384, registers) {
+		m := c.(map[string]any)
+		d := m["details"].(map[string]any)
+		for _, name := range []string{"string", "unicode_name", "device_paths"} {
+			if d[name] != nil {
+				got = append(got, fmt.Sprint(m["index"], " ", m["digest_matches_event"], " ", d[name]))
+			}
+		}
+	}
+	want := []string{
+		"1 false TdxTable", "1 false Fv(00000000-0000-0000-0000-000000000000)",
+		"1 true SecureBoot", "1 true PK", "1 true KEK", "1 true db", "1 true dbx",
+		"1 false ACPI DATA", "1 false ACPI DATA", "1 false ACPI DATA", "1 false BootOrder",
+		"2 true Calling EFI Application from Boot Option",
+		"2 false [VenMedia(1428F772-B64A-441E-B8C3-9EBDD7F893C7,) File(kernel)]",
+		"3 false LOADED_IMAGE::LoadOptions", "3 false Linux initrd",
+		"2 true Exit Boot Services Invocation", "2 true Exit Boot Services Returned with Success",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%q", got)
 	}
 }
