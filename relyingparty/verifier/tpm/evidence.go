@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 
+	wire "github.com/sealpod/sealpod/attester/tpm"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/relyingparty/verifier/internal/tpmquote"
 )
@@ -30,14 +30,7 @@ func parseEvidence(raw json.RawMessage) (*evidence, error) {
 	if len(raw) > maxEvidence {
 		return nil, fmt.Errorf("%d bytes, at most %d are read", len(raw), maxEvidence)
 	}
-	var in struct {
-		Key   string `json:"ak_public"`
-		Quote struct {
-			Signature string   `json:"signature"`
-			Message   string   `json:"message"`
-			PCRs      []string `json:"pcrs"`
-		} `json:"tpm_quote"`
-	}
+	var in wire.Evidence
 	d := json.NewDecoder(bytes.NewReader(raw))
 	if err := d.Decode(&in); err != nil {
 		return nil, fmt.Errorf("not the JSON of such evidence: %s", podvm.Printable(err.Error(), 200))
@@ -45,28 +38,18 @@ func parseEvidence(raw json.RawMessage) (*evidence, error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("data after the evidence")
 	}
-	if in.Key == "" {
+	if len(in.AKPublic) == 0 {
 		return nil, errors.New("no ak_public: this is not the evidence of a guest with a TPM")
 	}
-	der, err := base64.StdEncoding.Strict().DecodeString(in.Key)
-	if err != nil {
-		return nil, fmt.Errorf("decoding ak_public: %w", err)
-	}
-	e := &evidence{}
-	if e.key, e.der, err = parseKey(der); err != nil {
+	e := &evidence{quote: tpmquote.Evidence{Message: in.TPMQuote.Message}}
+	var err error
+	if e.key, e.der, err = parseKey(in.AKPublic); err != nil {
 		return nil, fmt.Errorf("ak_public: %w", err)
 	}
-	signature, err := base64.StdEncoding.Strict().DecodeString(in.Quote.Signature)
-	if err != nil {
-		return nil, fmt.Errorf("decoding signature: %w", err)
-	}
-	if e.quote.Signature, err = tpmquote.ParseSignature(signature); err != nil {
+	if e.quote.Signature, err = tpmquote.ParseSignature(in.TPMQuote.Signature); err != nil {
 		return nil, fmt.Errorf("signature: %w", err)
 	}
-	if e.quote.Message, err = base64.StdEncoding.Strict().DecodeString(in.Quote.Message); err != nil {
-		return nil, fmt.Errorf("decoding message: %w", err)
-	}
-	for i, text := range in.Quote.PCRs {
+	for i, text := range in.TPMQuote.PCRs {
 		p, err := hex.DecodeString(text)
 		if err != nil {
 			return nil, fmt.Errorf("decoding PCR %d: %w", i, err)
