@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -104,14 +103,7 @@ func (s *switchable) Report(ctx context.Context, data []byte, level uint) (repor
 // mount shows a tree in dir until the test ends.
 func mount(t *testing.T, dir string, tree sysfs.Tree) {
 	t.Helper()
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		testenv.Missing(t, "needs /dev/fuse: "+err.Error())
-	}
-	must(t, f.Close())
-	if os.Geteuid() != 0 {
-		testenv.Tool(t, "fusermount3")
-	}
+	testenv.FUSE(t)
 	mounted, err := sysfs.Mount(t.Context(), dir, tree)
 	must(t, err)
 	t.Cleanup(func() { must(t, mounted.Close()) })

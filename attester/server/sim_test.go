@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha512"
 	"crypto/x509"
-	"os"
 	"path/filepath"
 	"testing"
 
@@ -22,16 +21,7 @@ import (
 // agent binds at start is in its evidence, and a verifier finds it there. So it
 // is after each restart, with the event log on or off.
 func TestInitDataInRTMR3IsVerified(t *testing.T) {
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		testenv.Missing(t, "needs /dev/fuse: "+err.Error())
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if os.Geteuid() != 0 {
-		testenv.Tool(t, "fusermount3")
-	}
+	testenv.FUSE(t)
 	dir := t.TempDir()
 	platform, err := sim.Open(dir, sim.Options{})
 	if err != nil {

@@ -54,3 +54,20 @@ func Missing(t testing.TB, why string) {
 	}
 	t.Skip(why)
 }
+
+// FUSE returns only where FUSE file systems can be mounted: as root, or with the
+// setuid program fusermount3.
+func FUSE(t testing.TB) {
+	t.Helper()
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		Missing(t, "needs /dev/fuse: "+err.Error())
+		return
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() != 0 {
+		Tool(t, "fusermount3")
+	}
+}
