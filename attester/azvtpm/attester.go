@@ -65,11 +65,11 @@ func Detect(ctx context.Context, host podvm.Host) (Kind, error) {
 func (a *Attester) TEE() string { return a.kind.TEE() }
 
 // Evidence returns evidence over reportData as it is, at most 64 bytes, or less
-// if the TPM says so; the 48 of the KBS handshake fit. A call has the TPM alone from the writing of report data to the quote, so that calls
-// never mix theirs and no event is recorded in between; what the metadata
-// service adds belongs to the report it is asked about. ctx ends the waiting:
-// for other callers, for the paravisor (10 s at most), and for the metadata
-// service.
+// if the TPM says so; the 48 of the KBS handshake fit. A call has the TPM alone
+// from the writing of report data to the quote, so that calls never mix theirs
+// and no event is recorded in between; what the metadata service adds belongs
+// to the report it is asked about. ctx ends the waiting: for other callers, for
+// the paravisor (10 s at most), and for the metadata service.
 //
 // Errors: ErrReportData, ErrStale, ErrHCL, ErrMetadata, those of package vtpm.
 func (a *Attester) Evidence(ctx context.Context, reportData []byte) (json.RawMessage, error) {

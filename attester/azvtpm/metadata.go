@@ -73,11 +73,20 @@ func (m *metadata) tdQuote(ctx context.Context, report []byte) ([]byte, error) {
 	if err != nil {
 		return nil, podvm.Explain(fmt.Errorf("asking for a TD quote: %w", err), "the metadata service gave no TD quote")
 	}
-	text := strings.NewReplacer("+", "-", "/", "_").Replace(strings.TrimRight(answer.Quote, "="))
+	quote, err := decodeQuote(answer.Quote)
+	if err != nil {
+		return nil, podvm.Explain(fmt.Errorf("asking for a TD quote: %w: %w", ErrMetadata, err),
+			"the metadata service gave something other than a TD quote")
+	}
+	return quote, nil
+}
+
+// decodeQuote decodes a quote from base64 of either alphabet, padded or not.
+func decodeQuote(text string) ([]byte, error) {
+	text = strings.NewReplacer("+", "-", "/", "_").Replace(strings.TrimRight(text, "="))
 	quote, err := base64.RawURLEncoding.DecodeString(text)
 	if err != nil || len(quote) < minQuote {
-		return nil, podvm.Explain(fmt.Errorf("asking for a TD quote: %w: %d bytes, or not base64", ErrMetadata, len(quote)),
-			"the metadata service gave something other than a TD quote")
+		return nil, fmt.Errorf("%d bytes, or not base64", len(quote))
 	}
 	return quote, nil
 }

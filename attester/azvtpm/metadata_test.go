@@ -150,3 +150,18 @@ func TestMetadataServiceIsAskedDirectly(t *testing.T) {
 		t.Errorf("%v, %d requests elsewhere", err, *n)
 	}
 }
+
+func FuzzMetadataAnswer(f *testing.F) {
+	f.Add(base64.StdEncoding.EncodeToString(make([]byte, minQuote)))
+	f.Add(base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte{0xfb}, minQuote)) + "==")
+	f.Add(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: vcek()})))
+	f.Add("")
+	f.Fuzz(func(t *testing.T, text string) {
+		if q, err := decodeQuote(text); err == nil && len(q) < minQuote {
+			t.Errorf("%q is a quote", text)
+		}
+		if der, err := certificate(text); err == nil && len(der) == 0 {
+			t.Errorf("%q is a certificate", text)
+		}
+	})
+}
