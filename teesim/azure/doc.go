@@ -3,7 +3,7 @@
 // keeps in it and renews, and the metadata service.
 //
 //	guest -> ROOT/dev/tpmrm0 -> front -> swtpm
-//	             NV write of report data -> paravisor -> Hardware -> HCL report in NV
+//	             reading the HCL report -> paravisor -> Hardware -> new HCL report in NV
 //	guest -> http://127.0.0.1:PORT -> quote of a TD report, or AMD's certificates
 //
 // Place in the data path: on a simulated machine of the kinds az-tdx-vtpm and
@@ -12,8 +12,8 @@
 //
 // Trust: a simulator proves nothing. The guest's bytes are hostile all the same:
 // commands are framed and bounded before the TPM sees them, and the guest cannot
-// change the paravisor's report, since the TPM itself lets only the platform
-// hierarchy write it, whose password nobody knows but the paravisor.
+// change the paravisor's report, since the TPM itself lets nobody write it without
+// a password that only the paravisor knows.
 //
 // What differs from Azure:
 //
@@ -22,6 +22,7 @@
 //     Azure's own reports were like that once (az-cvm-vtpm 0.8.1,
 //     test/hcl-report-snp.bin).
 //   - Each VM has a new TPM, which is gone with it.
+//   - The metadata service has two paths, and nothing else of the real one.
 //   - Boot extends the SHA-256 bank of PCRs alone, and there is no event log.
 //   - Of the kernel's resource manager there is what keeps clients apart in time:
 //     one command at a time, and what a client leaves loaded is flushed when its
@@ -31,6 +32,7 @@
 //     be loaded.
 //
 // Sources: az-cvm-vtpm 0.8.1 (src/hcl, src/vtpm, az-tdx-vtpm/src/imds.rs,
-// az-snp-vtpm/src/imds.rs); TCG TPM 2.0 library specification 1.59; Linux v6.12
+// az-snp-vtpm/src/imds.rs); openvmm at 1488a37b, whose vm/devices/tpm and openhcl
+// are the paravisor; TCG TPM 2.0 library specification 1.59; Linux v6.12
 // drivers/char/tpm.
 package azure

@@ -187,7 +187,7 @@ func (f *front) setBusy(c *client, busy bool) {
 	c.busy, c.used = busy, time.Now()
 }
 
-// execute has the TPM do a command, and tells the paravisor what it must know.
+// execute has the TPM do a command, after the paravisor has seen it.
 func (f *front) execute(c *client, cmd []byte) (response []byte, err error) {
 	err = f.tpm.Do(func(t transport.TPM) error {
 		full, err := f.loaded.refuses(t, cmd)
@@ -197,13 +197,11 @@ func (f *front) execute(c *client, cmd []byte) (response []byte, err error) {
 		if err != nil || full {
 			return err
 		}
+		f.paravisor.before(t, cmd)
 		if response, err = t.Send(cmd); err == nil {
 			f.loaded.note(c, cmd, response)
 		}
 		return err
 	})
-	if err == nil && isReportData(cmd) && codeOf(response) == uint32(tpm2.TPMRCSuccess) {
-		f.paravisor.notice()
-	}
 	return response, err
 }

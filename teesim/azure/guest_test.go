@@ -45,16 +45,20 @@ func writeReportData(t transport.TPM, data []byte) error {
 			return err
 		}
 	}
-	if _, err := (tpm2.NVDefineSpace{
-		AuthHandle: empty(tpm2.TPMRHOwner),
-		PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
-			NVIndex: reportDataIndex, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(data)),
-			Attributes: tpm2.TPMANV{OwnerRead: true, OwnerWrite: true},
-		}),
-	}).Execute(t); err != nil {
+	if err := defineNV(t, reportDataIndex, len(data), tpm2.TPMANV{OwnerRead: true, OwnerWrite: true}); err != nil {
 		return err
 	}
 	return writeNV(t, empty(tpm2.TPMRHOwner), reportDataIndex, data)
+}
+
+func defineNV(t transport.TPM, index tpm2.TPMHandle, size int, attributes tpm2.TPMANV) error {
+	_, err := tpm2.NVDefineSpace{
+		AuthHandle: empty(tpm2.TPMRHOwner),
+		PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
+			NVIndex: index, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(size), Attributes: attributes,
+		}),
+	}.Execute(t)
+	return err
 }
 
 func nvName(t transport.TPM, index tpm2.TPMHandle) (tpm2.TPM2BName, error) {

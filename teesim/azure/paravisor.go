@@ -1,7 +1,8 @@
 package azure
 
 import (
-	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -10,73 +11,51 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
-// paravisor keeps the HCL report in the TPM, with the report data that the guest
-// wrote last.
+// paravisor keeps the HCL report in the TPM. It renews it when the guest starts
+// to read it, with the report data that is in the guest's index then, but not
+// sooner after the last time than it rests.
+// Source: openvmm vm/devices/tpm/tpm_device/src/lib.rs at 1488a37b,
+// refresh_device_attestation_data_on_nv_read.
 type paravisor struct {
-	tpm      *softTPM
 	hardware Hardware
 	key      jwk
-	password []byte // of the platform hierarchy
+	password []byte // of the HCL report's index
 	vmID     string
-	delay    time.Duration
+	rest     time.Duration
 	log      *slog.Logger
-	// written has room for one: the guest wrote since the last look.
-	written chan struct{}
+	renewed  time.Time // under the TPM's lock
 }
 
-// notice takes note that the guest wrote report data. Without a delay the report
-// is new when it returns.
-func (p *paravisor) notice() {
-	if p.delay <= 0 {
-		p.renew()
+// before is called with each command before the TPM gets it. What the guest made
+// unreadable leaves the report as it is.
+func (p *paravisor) before(t transport.TPM, cmd []byte) {
+	start := time.Now()
+	if !startsReport(cmd) || start.Sub(p.renewed) < p.rest {
 		return
 	}
-	select {
-	case p.written <- struct{}{}:
-	default: // a renewal is due, and will read what is there then
-	}
-}
-
-// run renews the report, a delay after the guest wrote, until ctx ends.
-func (p *paravisor) run(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.written:
-		}
-		timer := time.NewTimer(p.delay)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-			p.renew()
-		}
-	}
-}
-
-// renew puts the guest's report data into the report. What the guest made
-// unreadable leaves the report as it is.
-func (p *paravisor) renew() {
-	start := time.Now()
-	err := p.tpm.Do(func(t transport.TPM) error {
-		data, err := readReportData(t)
-		if err != nil {
-			return err
-		}
-		return p.write(t, data)
-	})
-	if err != nil {
+	if err := p.renew(t); err != nil {
 		p.log.Warn("The HCL report stays as it is", "err", err)
 		return
 	}
 	p.log.Debug("Renewed the HCL report", "dur", time.Since(start))
 }
 
-// write makes a report with the guest's report data and stores it.
-func (p *paravisor) write(t transport.TPM, reportData []byte) error {
-	report, err := hclReport(p.hardware, p.key, p.vmID, reportData, hclSize)
+// startsReport says whether a command reads the first byte of the HCL report.
+// Reading on must not renew it: the parts would not fit together.
+func startsReport(cmd []byte) bool {
+	const indexOffset = headerSize + 4 // behind the handle that authorises
+	index, ok := handleAt(cmd, indexOffset)
+	// The offset in the index is the last parameter.
+	return ok && tpm2.TPMCC(codeOf(cmd)) == tpm2.TPMCCNVRead && index == hclIndex && binary.BigEndian.Uint16(cmd[len(cmd)-2:]) == 0
+}
+
+// renew writes a report with the guest's report data.
+func (p *paravisor) renew(t transport.TPM) error {
+	data, err := readReportData(t)
+	if err != nil {
+		return fmt.Errorf("reading the report data: %w", err)
+	}
+	report, err := hclReport(p.hardware, p.key, p.vmID, data, hclSize)
 	if err != nil {
 		return err
 	}
@@ -84,12 +63,11 @@ func (p *paravisor) write(t transport.TPM, reportData []byte) error {
 	if err != nil {
 		return fmt.Errorf("finding the HCL report: %w", err)
 	}
-	name := index.NVName
 	const chunk = 1024 // TPM2_PT_NV_BUFFER_MAX of libtpms 0.9
 	for offset := 0; offset < len(report); offset += chunk {
 		_, err := tpm2.NVWrite{
-			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(p.password)},
-			NVIndex:    tpm2.NamedHandle{Handle: hclIndex, Name: name},
+			AuthHandle: tpm2.AuthHandle{Handle: hclIndex, Name: index.NVName, Auth: tpm2.PasswordAuth(p.password)},
+			NVIndex:    tpm2.NamedHandle{Handle: hclIndex, Name: index.NVName},
 			Data:       tpm2.TPM2BMaxNVBuffer{Buffer: report[offset:min(offset+chunk, len(report))]},
 			Offset:     uint16(offset),
 		}.Execute(t)
@@ -97,34 +75,35 @@ func (p *paravisor) write(t transport.TPM, reportData []byte) error {
 			return fmt.Errorf("writing the HCL report: %w", err)
 		}
 	}
+	p.renewed = time.Now()
 	return nil
 }
 
-// readReportData returns what the guest wrote, at most 64 bytes. It needs the
-// guest's owner password to be empty, as upstream's guests leave it.
+// readReportData returns what the guest wrote, at most 64 bytes, and nothing
+// when it wrote nothing. It needs the guest's owner password to be empty, as
+// upstream's guests leave it.
 func readReportData(t transport.TPM) ([]byte, error) {
 	index, err := tpm2.NVReadPublic{NVIndex: reportDataIndex}.Execute(t)
+	if errors.Is(err, tpm2.TPMRCHandle) {
+		return nil, nil // no such index
+	}
 	if err != nil {
-		return nil, fmt.Errorf("finding the report data: %w", err)
+		return nil, err
 	}
 	public, err := index.NVPublic.Contents()
 	if err != nil {
-		return nil, fmt.Errorf("finding the report data: %w", err)
+		return nil, err
 	}
 	out, err := tpm2.NVRead{
 		AuthHandle: empty(tpm2.TPMRHOwner),
 		NVIndex:    tpm2.NamedHandle{Handle: reportDataIndex, Name: index.NVName},
 		Size:       min(public.DataSize, userDataSize),
 	}.Execute(t)
+	if errors.Is(err, tpm2.TPMRCNVUninitialized) {
+		return nil, nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the report data: %w", err)
+		return nil, err
 	}
 	return out.Data.Buffer, nil
-}
-
-// isReportData says whether a command writes the guest's report data.
-func isReportData(cmd []byte) bool {
-	const indexOffset = headerSize + 4 // behind the handle that authorises
-	index, ok := handleAt(cmd, indexOffset)
-	return ok && tpm2.TPMCC(codeOf(cmd)) == tpm2.TPMCCNVWrite && index == reportDataIndex
 }

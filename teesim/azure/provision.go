@@ -25,10 +25,9 @@ const defaultExponent = 65537
 // takes: TPM2_PT_NV_INDEX_MAX of libtpms 0.9 is 2048.
 const hclSize = 2048
 
-// provision does what happens to a TPM before the guest runs: it makes the
-// keys and the index of the HCL report, measures the boot, and locks
-// the platform hierarchy with the password returned. It returns the attestation
-// key too.
+// provision does what happens to a TPM before the guest runs: it makes the keys
+// and the index of the HCL report, measures the boot, and locks the platform
+// hierarchy. It returns the attestation key and the index's password.
 func provision(t transport.TPM, boot []measurement) (jwk, []byte, error) {
 	modulus, err := makeKey(t, attestationKey, akHandle)
 	if err != nil {
@@ -37,7 +36,8 @@ func provision(t transport.TPM, boot []measurement) (jwk, []byte, error) {
 	if _, err := makeKey(t, tpm2.RSAEKTemplate, ekHandle); err != nil {
 		return jwk{}, nil, fmt.Errorf("making the endorsement key: %w", err)
 	}
-	if err := defineHCLIndex(t); err != nil {
+	password := random()
+	if err := defineHCLIndex(t, password); err != nil {
 		return jwk{}, nil, fmt.Errorf("defining the HCL report's index: %w", err)
 	}
 	for _, m := range boot {
@@ -45,8 +45,7 @@ func provision(t transport.TPM, boot []measurement) (jwk, []byte, error) {
 			return jwk{}, nil, fmt.Errorf("extending PCR %d: %w", m.pcr, err)
 		}
 	}
-	password, err := lockPlatform(t)
-	if err != nil {
+	if err := lockPlatform(t); err != nil {
 		return jwk{}, nil, fmt.Errorf("locking the platform hierarchy: %w", err)
 	}
 	return rsaJWK(attestationKeyID, defaultExponent, modulus), password, nil
@@ -101,14 +100,16 @@ func makeKey(t transport.TPM, template tpm2.TPMTPublic, handle tpm2.TPMHandle) (
 	return rsa.Buffer, err
 }
 
-// defineHCLIndex makes an index that the owner may read and only the platform
-// may write or remove.
-func defineHCLIndex(t transport.TPM) error {
+// defineHCLIndex makes an index that the owner may read, the password writes and
+// the platform may remove. Attributes: openvmm vm/devices/tpm/tpm_protocol at
+// 1488a37b, platform_akcert_attributes.
+func defineHCLIndex(t transport.TPM, password []byte) error {
 	_, err := tpm2.NVDefineSpace{
 		AuthHandle: empty(tpm2.TPMRHPlatform),
+		Auth:       tpm2.TPM2BAuth{Buffer: password},
 		PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{
 			NVIndex: hclIndex, NameAlg: tpm2.TPMAlgSHA256, DataSize: hclSize,
-			Attributes: tpm2.TPMANV{OwnerRead: true, PPWrite: true, PlatformCreate: true, NoDA: true},
+			Attributes: tpm2.TPMANV{AuthRead: true, AuthWrite: true, OwnerRead: true, PlatformCreate: true, NoDA: true},
 		}),
 	}.Execute(t)
 	return err
@@ -124,19 +125,23 @@ func extend(t transport.TPM, m measurement) error {
 	return err
 }
 
-// lockPlatform gives the platform hierarchy a random password, and keeps the
-// guest from clearing the TPM, which would take the attestation key away.
-func lockPlatform(t transport.TPM) ([]byte, error) {
+// lockPlatform gives the platform hierarchy a password that nobody knows, and
+// keeps the guest from clearing the TPM, which would take the keys away.
+func lockPlatform(t transport.TPM) error {
 	if err := disableClear(t); err != nil {
-		return nil, fmt.Errorf("disabling TPM2_Clear: %w", err)
+		return fmt.Errorf("disabling TPM2_Clear: %w", err)
 	}
-	password := make([]byte, sha256.Size)
-	_, _ = rand.Read(password)     // it never fails
-	password[len(password)-1] |= 1 // a TPM drops zeros at the end
 	_, err := tpm2.HierarchyChangeAuth{
-		AuthHandle: empty(tpm2.TPMRHPlatform), NewAuth: tpm2.TPM2BAuth{Buffer: password},
+		AuthHandle: empty(tpm2.TPMRHPlatform), NewAuth: tpm2.TPM2BAuth{Buffer: random()},
 	}.Execute(t)
-	return password, err
+	return err
+}
+
+// random returns a password.
+func random() []byte {
+	b := make([]byte, sha256.Size)
+	_, _ = rand.Read(b) // it never fails
+	return b
 }
 
 // disableClear sends TPM2_ClearControl, which go-tpm does not have.

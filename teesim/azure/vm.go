@@ -41,8 +41,9 @@ type Options struct {
 	// PCR 11 covers; a nil Initrd is none.
 	Kernel, Initrd []byte
 	CommandLine    string
-	// Refresh is how long after the guest wrote report data the HCL report has
-	// it. Zero is at once: before the write is answered. Azure's takes up to 3 s.
+	// Refresh is the shortest time between two renewals of the HCL report: a
+	// guest that starts to read it sooner gets the old one. Azure's is 2 s; with
+	// zero each reading is of a new report.
 	Refresh time.Duration
 	// Log gets what happens; nil is nothing.
 	Log *slog.Logger
@@ -92,15 +93,12 @@ func Start(ctx context.Context, o Options) (_ *VM, err error) {
 	}()
 	start := time.Now()
 	release := tpm.stopWith(ctx)
-	p := &paravisor{
-		tpm: tpm, hardware: o.Hardware, vmID: strings.ToUpper(uuid.NewString()),
-		delay: o.Refresh, log: o.Log, written: make(chan struct{}, 1),
-	}
+	p := &paravisor{hardware: o.Hardware, vmID: strings.ToUpper(uuid.NewString()), rest: o.Refresh, log: o.Log}
 	err = tpm.Do(func(t transport.TPM) error {
 		if p.key, p.password, err = provision(t, v.boot); err != nil {
 			return err
 		}
-		return p.write(t, nil)
+		return p.renew(t)
 	})
 	if !release() {
 		return nil, errors.Join(context.Cause(ctx), err)
@@ -129,7 +127,6 @@ func (v *VM) run(p *paravisor, l net.Listener, limits limits) {
 	v.cancel = cancel
 	f := &front{limits: limits, tpm: v.tpm, paravisor: p, log: v.log, loaded: loaded{},
 		clients: map[*client]struct{}{}, left: make(chan struct{}, 1)}
-	v.wg.Go(func() { p.run(ctx) })
 	v.wg.Go(func() { f.serve(ctx, l) })
 	v.wg.Go(func() {
 		select {
