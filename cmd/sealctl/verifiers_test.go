@@ -96,14 +96,14 @@ var otherNonce = verifier.Expected{ReportData: []byte("the digest of another han
 func TestServicesOfTheMakersAreAskedForEvidenceOnly(t *testing.T) {
 	net := withoutNetwork(t)
 	tees := byName(t)
-	for _, name := range []string{"sample", "sampledevice", "snp", "tdx"} {
+	for _, name := range []string{"sample", "sampledevice", "snp", "tdx", "az-snp-vtpm", "az-tdx-vtpm", "tpm"} {
 		if tees[name] == nil {
 			t.Errorf("%s cannot be verified", name)
 		}
 	}
 	_, _, stop := startRelyingParty(t, "--store", filepath.Join(t.TempDir(), "rp"))
 	stop()
-	if hosts := net.hosts(); len(hosts) > 0 || len(tees) != 4 {
+	if hosts := net.hosts(); len(hosts) > 0 || len(tees) != 7 {
 		t.Fatalf("%d verifiers, asked %v before there was evidence", len(tees), hosts)
 	}
 	_, err := tees["snp"].Verify(t.Context(), snpEvidence(t), otherNonce)

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/sealpod/sealpod/podvm/rpc"
 	"github.com/sealpod/sealpod/podvm/testenv"
+	"github.com/sealpod/sealpod/teesim"
 )
 
 // tempFiles lists what demos would leave in the temporary directory.
@@ -43,42 +45,74 @@ func mounts(t *testing.T) string {
 	return string(b)
 }
 
+// canRun ends the test where machines of that kind cannot be simulated.
+func canRun(t *testing.T, kind string) {
+	t.Helper()
+	switch {
+	case strings.HasPrefix(kind, "az-"):
+		testenv.Tool(t, "swtpm")
+	case kind != Sample:
+		testenv.FUSE(t)
+	}
+}
+
 func TestDemoDoesWhatItTellsAndLeavesNothing(t *testing.T) {
 	binary := sealpod(t)
-	t.Setenv("TMPDIR", t.TempDir())
-	mountsBefore := mounts(t)
-	var text bytes.Buffer
-	report, err := Run(t.Context(), Options{Sealpod: binary, Text: &text})
+	for _, kind := range Kinds() {
+		t.Run(kind, func(t *testing.T) {
+			canRun(t, kind)
+			t.Setenv("TMPDIR", shortTemp(t))
+			mountsBefore := mounts(t)
+			var text bytes.Buffer
+			report, err := Run(t.Context(), Options{Sealpod: binary, TEE: kind, Text: &text})
+			if err != nil {
+				t.Fatalf("%v\n%s", err, text.String())
+			}
+			if !report.OK || report.Attestations != 1 {
+				t.Errorf("ok %v, %d attestations\n%s", report.OK, report.Attestations, text.String())
+			}
+			steps := []string{"relying-party", "registry", "build", "encrypt", "sign", "daemons", "pull", "secret"}
+			refusals := []string{"unsigned", "tampered", "denied-key"}
+			if kind != Sample {
+				steps = slices.Insert(steps, 5, "machine")
+				refusals = append(refusals, "measurement", "init-data", "debug", "stale-tcb", "simulator")
+			}
+			var did, refused []string
+			for _, s := range report.Steps {
+				did = append(did, s.ID)
+			}
+			for _, r := range report.Refusals {
+				refused = append(refused, r.ID)
+				if !r.OK {
+					t.Errorf("%s was refused for another reason: %s", r.ID, r.Reason)
+				}
+			}
+			if d := cmp.Diff([][]string{steps, refusals}, [][]string{did, refused}); d != "" {
+				t.Error(d)
+			}
+			if left := tempFiles(t); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+			if d := cmp.Diff(mountsBefore, mounts(t)); d != "" {
+				t.Errorf("mounts changed: %s", d)
+			}
+			if strings.Contains(text.String(), "\x1b[") {
+				t.Error("colour without a terminal")
+			}
+		})
+	}
+}
+
+// shortTemp is a directory for temporary files with a name short enough for
+// sockets below it.
+func shortTemp(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "d-")
 	if err != nil {
-		t.Fatalf("%v\n%s", err, text.String())
+		t.Fatal(err)
 	}
-	if !report.OK || report.Attestations != 1 {
-		t.Errorf("ok %v, %d attestations\n%s", report.OK, report.Attestations, text.String())
-	}
-	var ids []string
-	for _, s := range report.Steps {
-		ids = append(ids, s.ID)
-	}
-	if d := cmp.Diff([]string{"relying-party", "registry", "build", "encrypt", "sign", "daemons", "pull", "secret"}, ids); d != "" {
-		t.Error(d)
-	}
-	for _, r := range report.Refusals {
-		if !r.OK {
-			t.Errorf("%s was refused for another reason: %s", r.ID, r.Reason)
-		}
-	}
-	if len(report.Refusals) != 3 {
-		t.Errorf("%d refusals", len(report.Refusals))
-	}
-	if left := tempFiles(t); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
-	}
-	if d := cmp.Diff(mountsBefore, mounts(t)); d != "" {
-		t.Errorf("mounts changed: %s", d)
-	}
-	if strings.Contains(text.String(), "\x1b[") {
-		t.Error("colour without a terminal")
-	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 // cancelAt is a writer that ends a context when the story reaches a word.
@@ -96,13 +130,23 @@ func (c cancelAt) Write(p []byte) (int, error) {
 
 func TestInterruptedDemoLeavesNothing(t *testing.T) {
 	binary := sealpod(t)
-	for _, word := range []string{"Registry started", "Three daemons", "Attested", "What is refused"} {
-		t.Run(word, func(t *testing.T) {
-			t.Setenv("TMPDIR", t.TempDir())
+	for _, at := range []struct{ kind, word string }{
+		{Sample, "Registry started"},
+		{Sample, "Three daemons"},
+		{Sample, "Attested"},
+		{Sample, "What is refused"},
+		{"tdx-sim", "A machine booted"},
+		{"tdx-sim", "booted another kernel"},
+		{"az-snp-sim", "A machine booted"},
+		{"az-snp-sim", "booted another kernel"},
+	} {
+		t.Run(at.kind+" "+at.word, func(t *testing.T) {
+			canRun(t, at.kind)
+			t.Setenv("TMPDIR", shortTemp(t))
 			before := mounts(t)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			report, err := Run(ctx, Options{Sealpod: binary, Text: cancelAt{word, cancel}})
+			report, err := Run(ctx, Options{Sealpod: binary, TEE: at.kind, Text: cancelAt{at.word, cancel}})
 			if err == nil || report.OK {
 				t.Error("an interrupted demo reports success")
 			}
@@ -113,6 +157,13 @@ func TestInterruptedDemoLeavesNothing(t *testing.T) {
 				t.Errorf("mounts changed: %s", d)
 			}
 		})
+	}
+}
+
+func TestUnknownKindOfMachine(t *testing.T) {
+	_, err := Run(t.Context(), Options{Sealpod: sealpod(t), TEE: "sgx"})
+	if !errors.Is(err, teesim.ErrKind) || !strings.Contains(err.Error(), "tdx-sim") || !strings.Contains(err.Error(), Sample) {
+		t.Errorf("got %v", err)
 	}
 }
 

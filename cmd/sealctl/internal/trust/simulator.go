@@ -1,8 +1,6 @@
 package trust
 
 import (
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -62,15 +60,9 @@ func simulatedIntel(dir string) (*tdx.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, errors.New("tdx-root.pem is not PEM")
-	}
-	root, err := x509.ParseCertificate(block.Bytes)
+	roots, err := tdx.ParseRoots(text)
 	if err != nil {
 		return nil, fmt.Errorf("reading tdx-root.pem: %w", err)
 	}
-	return tdx.New(tdx.Config{
-		Roots: []*x509.Certificate{root}, Source: tdx.File{Path: filepath.Join(dir, "tdx-collateral.json")},
-	})
+	return tdx.New(tdx.Config{Roots: roots, Source: tdx.File{Path: filepath.Join(dir, "tdx-collateral.json")}})
 }
