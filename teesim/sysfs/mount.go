@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
@@ -167,7 +166,8 @@ func mountPoint(ctx context.Context, dir string) (string, error) {
 		if m == nil {
 			break
 		}
-		if _, err := os.Lstat(dir); !errors.Is(err, syscall.ENOTCONN) {
+		// What stat says may be what the kernel still knows; this asks.
+		if err := unix.Statfs(dir, new(unix.Statfs_t)); !errors.Is(err, unix.ENOTCONN) {
 			return "", ErrMounted
 		}
 		if err := detach(ctx, dir, 0); err != nil {
