@@ -61,6 +61,9 @@ func (a Algorithm) sum(parts ...[]byte) []byte {
 // Platform says how one kind of TEE measures events.
 type Platform struct {
 	Algorithm Algorithm
+	// DefaultPCR is for events that name none. Upstream's is 17 everywhere, which
+	// no guest can extend in a TPM.
+	DefaultPCR uint64
 	// register returns the register in which events for a PCR are measured.
 	register func(pcr uint64) (uint32, error)
 }
@@ -71,10 +74,10 @@ type Platform struct {
 // 8246e5e0; tpm has no mapping there and gets the identity.
 func PlatformOf(tee string) (Platform, bool) {
 	p, ok := map[string]Platform{
-		"tdx":         {sha384, tdxRegister},
-		"az-tdx-vtpm": {sha256, pcrRegister},
-		"az-snp-vtpm": {sha256, pcrRegister},
-		"tpm":         {sha256, pcrRegister},
+		"tdx":         {sha384, 17, tdxRegister},
+		"az-tdx-vtpm": {sha256, 23, pcrRegister},
+		"az-snp-vtpm": {sha256, 23, pcrRegister},
+		"tpm":         {sha256, 23, pcrRegister},
 	}[tee]
 	return p, ok
 }

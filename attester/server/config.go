@@ -48,8 +48,10 @@ type CoCoASConfig struct {
 
 // EventLogConfig is the table eventlog_config.
 type EventLogConfig struct {
-	InitPCR uint64 `config:"init_pcr"`
-	Enable  bool   `config:"enable_eventlog"`
+	// InitPCR is for events that name no register; nil means the platform's
+	// default.
+	InitPCR *uint64 `config:"init_pcr"`
+	Enable  bool    `config:"enable_eventlog"`
 }
 
 // LogConfig is the table log.
@@ -73,9 +75,6 @@ type InitDataConfig struct {
 	RTMR3 bool `config:"rtmr3"`
 }
 
-// defaultInitPCR is the register of event log entries that name none.
-const defaultInitPCR = 17
-
 // LoadConfig reads the file at path, or, when path is "", takes the KBS from
 // the environment variable AA_KBC_PARAMS or the kernel parameter
 // agent.aa_kbc_params (with a file neither is looked at, as upstream). The
@@ -83,7 +82,7 @@ const defaultInitPCR = 17
 //
 // Errors: podvm.ErrConfig for content, those of podvm.LoadConfig.
 func LoadConfig(path string, host podvm.Host) (Config, []podvm.UnknownKey, error) {
-	c := Config{EventLog: EventLogConfig{InitPCR: defaultInitPCR}, Log: LogConfig{Level: "info"}}
+	c := Config{Log: LogConfig{Level: "info"}}
 	var unknown []podvm.UnknownKey
 	if path == "" {
 		if u := kbsFromParams(host); u != "" {
@@ -208,7 +207,11 @@ func (c *Config) Describe(w io.Writer) error {
 	if a := c.Tokens.CoCoAS; a != nil {
 		add("token_configs.coco_as.url", redactURL(a.URL))
 	}
-	add("eventlog_config.init_pcr", strconv.FormatUint(c.EventLog.InitPCR, 10))
+	pcr := "17, on a TPM 23"
+	if c.EventLog.InitPCR != nil {
+		pcr = strconv.FormatUint(*c.EventLog.InitPCR, 10)
+	}
+	add("eventlog_config.init_pcr", pcr)
 	add("eventlog_config.enable_eventlog", strconv.FormatBool(c.EventLog.Enable))
 	add("log.level", strconv.Quote(c.Log.Level))
 	add("attester.allow", fmt.Sprintf("%q", c.Attester.Allow))

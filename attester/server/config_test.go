@@ -18,7 +18,7 @@ func hostWith(env map[string]string, root string) podvm.Host {
 }
 
 func defaults(change func(*Config)) Config {
-	c := Config{EventLog: EventLogConfig{InitPCR: 17}, Log: LogConfig{Level: "info"}}
+	c := Config{Log: LogConfig{Level: "info"}}
 	if change != nil {
 		change(&c)
 	}
@@ -54,7 +54,7 @@ rtmr3 = true
 `, want: defaults(func(c *Config) {
 			c.Tokens.KBS = &KBSConfig{URL: "https://kbs.example:8080/", Cert: "PEM", TEEKeyAlgorithm: kbs.RSAOAEP, Cache: &off}
 			c.Tokens.CoCoAS = &CoCoASConfig{URL: "http://as.example"}
-			c.EventLog = EventLogConfig{InitPCR: 23, Enable: true}
+			c.EventLog = EventLogConfig{InitPCR: new(uint64(23)), Enable: true}
 			c.Log.Level = "debug"
 			c.Attester.Allow = []string{"sample"}
 			c.InitData.RTMR3 = true
@@ -62,7 +62,7 @@ rtmr3 = true
 		"json with text for scalars": {file: "aa.json", text: `{"token_configs":{"kbs":{"url":"http://k","cache":"no"}},"eventlog_config":{"init_pcr":"8","enable_eventlog":"yes"}}`,
 			want: defaults(func(c *Config) {
 				c.Tokens.KBS = &KBSConfig{URL: "http://k", Cache: &off}
-				c.EventLog = EventLogConfig{InitPCR: 8, Enable: true}
+				c.EventLog = EventLogConfig{InitPCR: new(uint64(8)), Enable: true}
 			})},
 		"unknown keys are reported with their line": {file: "aa.toml", text: "[token_configs.kbs]\nurl='http://k'\nurll='x'\n",
 			want:    defaults(func(c *Config) { c.Tokens.KBS = &KBSConfig{URL: "http://k"} }),

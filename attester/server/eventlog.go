@@ -37,7 +37,11 @@ func openEventLog(ctx context.Context, c Config, tees *attester.Set, host podvm.
 	if registers == nil {
 		return nil, nil
 	}
+	pcr := platform.DefaultPCR
+	if c.EventLog.InitPCR != nil {
+		pcr = *c.EventLog.InitPCR
+	}
 	return eventlog.Open(ctx, eventlog.Options{
-		Host: host, Platform: platform, Registers: registers, DefaultPCR: c.EventLog.InitPCR, Log: log,
+		Host: host, Platform: platform, Registers: registers, DefaultPCR: pcr, Log: log,
 	})
 }

@@ -89,8 +89,8 @@ func TestEventLogByPlatform(t *testing.T) {
 	}
 }
 
-// The same for every TEE by name, with the register of the configuration's own
-// default and with one that every platform takes.
+// The same for every TEE by name, with registers that are some's and with the
+// platform's own.
 func TestEventLogByName(t *testing.T) {
 	const ok, unsupported = aa.RuntimeMeasurementResult_OK, aa.RuntimeMeasurementResult_NOT_SUPPORTED
 	for tee, want := range map[string]aa.RuntimeMeasurementResult{
@@ -100,9 +100,18 @@ func TestEventLogByName(t *testing.T) {
 	} {
 		t.Run(tee, func(t *testing.T) {
 			t.Parallel()
-			for pcr, cause := range map[uint64]string{
-				17: "PCR 17 cannot be extended from inside a guest: name another, or set init_pcr = 23", 23: "", 8: ""} {
-				c := defaults(func(c *Config) { c.EventLog = EventLogConfig{InitPCR: pcr, Enable: true} })
+			for _, tt := range []struct {
+				configured *uint64
+				pcr        uint32
+				cause      string
+			}{
+				{nil, 23, ""},
+				{new(uint64(17)), 17, "PCR 17 cannot be extended from inside a guest: name another, or set init_pcr = 23"},
+				{new(uint64(23)), 23, ""},
+				{new(uint64(8)), 8, ""},
+			} {
+				pcr, cause := tt.pcr, tt.cause
+				c := defaults(func(c *Config) { c.EventLog = EventLogConfig{InitPCR: tt.configured, Enable: true} })
 				host := podvm.Host{Root: t.TempDir()}
 				for _, registers := range []eventlog.Registers{newPCRs(), nil} {
 					tees := &attester.Set{Primary: named{tee, registers}}
@@ -121,7 +130,7 @@ func TestEventLogByName(t *testing.T) {
 						if s := status.Convert(err); s.Code() != codes.Internal || !strings.HasPrefix(s.Message(), ttrpcTexts.extend+": "+cause) {
 							t.Errorf("PCR %d: %v", pcr, err)
 						}
-					case err != nil || out.GetResult() != ok || len(registers.(pcrs).values[uint32(pcr)]) != 32:
+					case err != nil || out.GetResult() != ok || len(registers.(pcrs).values[pcr]) != 32:
 						t.Errorf("PCR %d: %v, %v", pcr, out.GetResult(), err)
 					}
 				}
@@ -132,7 +141,7 @@ func TestEventLogByName(t *testing.T) {
 
 // A PCR number that is too large is refused as it is, not cut to 8 bits.
 func TestRegisterIndexIsCheckedAsItIs(t *testing.T) {
-	c := defaults(func(c *Config) { c.EventLog = EventLogConfig{InitPCR: 23, Enable: true} })
+	c := defaults(func(c *Config) { c.EventLog = EventLogConfig{InitPCR: new(uint64(23)), Enable: true} })
 	registers := newPCRs()
 	tees := &attester.Set{Primary: named{"az-tdx-vtpm", registers}}
 	events, err := OpenEventLog(t.Context(), c, tees, podvm.Host{Root: t.TempDir()}, slog.New(slog.DiscardHandler))
