@@ -13,8 +13,11 @@ import (
 // maxName is the length of the longest name of a file in bytes.
 const maxName = 255
 
-// node is a file or directory that stays as long as the mount.
-type node interface{ fs.InodeEmbedder }
+// node is what stays as long as the mount: a directory, file or link.
+type node interface {
+	fs.InodeEmbedder
+	kind() uint32 // as in a mode
+}
 
 // owner is whom everything belongs to: the user who mounts.
 type owner struct {
@@ -47,16 +50,16 @@ type dir struct {
 
 const dirMode = syscall.S_IFDIR | 0o755
 
+func (*dir) kind() uint32 { return syscall.S_IFDIR }
+
 // OnAdd adds the files and directories that stay as long as the mount.
 func (d *dir) OnAdd(ctx context.Context) {
 	for name, b := range d.kids {
-		n, mode := b.node, uint32(syscall.S_IFDIR)
+		n := b.node
 		if n == nil {
 			n = &dir{owner: b.owner, kids: b.kids}
-		} else if _, ok := n.(*file); ok {
-			mode = syscall.S_IFREG
 		}
-		d.AddChild(name, d.NewPersistentInode(ctx, n, fs.StableAttr{Mode: mode}), false)
+		d.AddChild(name, d.NewPersistentInode(ctx, n, fs.StableAttr{Mode: n.kind()}), false)
 	}
 }
 
@@ -120,6 +123,8 @@ type file struct {
 	open  func(flags uint32) (fs.FileHandle, error)
 }
 
+func (*file) kind() uint32 { return syscall.S_IFREG }
+
 // fixedNode returns a file of fixed content. Source: Linux drivers/acpi/sysfs.c
 // for the mode of ACPI's tables.
 func fixedNode(own *owner, path string, b []byte) *file {
@@ -158,3 +163,21 @@ func (f *file) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, sys
 	}
 	return h, fuse.FOPEN_DIRECT_IO, 0
 }
+
+// link is a symbolic link.
+type link struct {
+	fs.Inode
+	owner  *owner
+	target string
+}
+
+func (*link) kind() uint32 { return syscall.S_IFLNK }
+
+// Getattr fills in what stat shows.
+func (l *link) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	l.owner.fill(&out.Attr, syscall.S_IFLNK|0o777, uint64(len(l.target)))
+	return 0
+}
+
+// Readlink returns the target.
+func (l *link) Readlink(context.Context) ([]byte, syscall.Errno) { return []byte(l.target), 0 }

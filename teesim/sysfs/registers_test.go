@@ -119,6 +119,15 @@ var registerRules = []rule{
 		}
 		return nil
 	}},
+	{name: "the class links to the device", do: func(g guest) error {
+		if to, err := os.Readlink(g.at("class/misc/tdx_guest")); to != "../../devices/virtual/misc/tdx_guest" || err != nil {
+			g.Errorf("%q, %v", to, err)
+		}
+		if got := read(g, g.at("class/misc/tdx_guest/measurements/mrtd:sha384")); got != zeros {
+			g.Errorf("%x", got)
+		}
+		return nil
+	}},
 	{name: "no other register", do: func(g guest) error { return openErr(g.register("rtmr4:sha384"), os.O_RDONLY) }, want: syscall.ENOENT},
 	{name: "a register that cannot be read", do: func(g guest) error {
 		g.regs.lose("mrconfigid")

@@ -42,8 +42,8 @@ type Tree struct {
 	// Reports makes the reports of kernel/config/tsm/report. Without it no entry
 	// can be made there, as in a kernel without a TEE.
 	Reports Provider
-	// Measurements are the files of devices/virtual/misc/tdx_guest/measurements;
-	// nil means none.
+	// Measurements are the files of devices/virtual/misc/tdx_guest/measurements,
+	// to which class/misc/tdx_guest links; nil means none.
 	Measurements Registers
 	// Files are read-only files by their slash-separated path below sys/.
 	Files map[string][]byte
@@ -78,6 +78,7 @@ func (t Tree) layout(ctx context.Context) (*dir, error) {
 	root := &branch{owner: own}
 	err := root.add(reportPath, &reportDir{dir: dir{owner: own}, group: g})
 	if t.Measurements != nil {
+		err = errors.Join(err, root.add("class/misc/tdx_guest", &link{owner: own, target: "../../devices/virtual/misc/tdx_guest"}))
 		for _, name := range t.Measurements.Names() {
 			if strings.Contains(name, "/") {
 				err = errors.Join(err, fmt.Errorf("%w: a register called %q", ErrTree, name))
