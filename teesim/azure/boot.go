@@ -1,9 +1,16 @@
 package azure
 
-import "crypto/sha256"
+import (
+	"crypto/sha256"
+	"slices"
+)
 
-// kernelPCR is where a unified kernel image measures itself.
-const kernelPCR = 11
+const (
+	// imagePCR is where firmware measures what it starts.
+	imagePCR = 4
+	// kernelPCR is where a unified kernel image measures its parts.
+	kernelPCR = 11
+)
 
 // measurement is a digest that boot extends a PCR with.
 type measurement struct {
@@ -23,11 +30,11 @@ func measureBoot(o Options) []measurement {
 	add := func(pcr int, data []byte) { boot = append(boot, measurement{pcr, sha256.Sum256(data)}) }
 	add(0, []byte("firmware of a simulated Azure VM"))
 	add(7, []byte("SecureBoot\x00\x01"))
-	add(4, []byte("Calling EFI Application from Boot Option"))
+	add(imagePCR, []byte("Calling EFI Application from Boot Option"))
 	for pcr := range 8 {
 		add(pcr, make([]byte, 4)) // EV_SEPARATOR
 	}
-	add(4, o.Kernel)
+	add(imagePCR, slices.Concat(o.Kernel, []byte("\x00"+o.CommandLine+"\x00"), o.Initrd))
 	section := func(name string, content []byte) {
 		add(kernelPCR, []byte(name+"\x00"))
 		add(kernelPCR, content)

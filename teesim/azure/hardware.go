@@ -34,7 +34,7 @@ type Hardware struct {
 	// Certification returns AMD's certificates; nil likewise.
 	Certification func() (Certification, error)
 	// ReferenceValues are those of the hardware, by the names of the default
-	// policy; those of the guest's kernel come from the TPM.
+	// policy. The VM adds those of the guest's image.
 	ReferenceValues func() map[string]any
 }
 
@@ -60,8 +60,12 @@ func TDX(p *tdx.Platform, td *tdx.TD) Hardware {
 			r := td.Report(data)
 			return r[:], nil
 		},
-		Quote:           p.QuoteOfReport,
-		ReferenceValues: td.ReferenceValues,
+		Quote: p.QuoteOfReport,
+		ReferenceValues: func() map[string]any {
+			values := td.ReferenceValues()
+			// The rest is about a kernel that the firmware started.
+			return map[string]any{"mr_td": values["mr_td"], "xfam": values["xfam"]}
+		},
 	}
 }
 
@@ -128,14 +132,16 @@ func renamed(g *snp.Guest) map[string]any {
 }
 
 // ReferenceValues are what a relying party with the default policy must know to
-// affirm this VM: its hardware's, and PCR 11 as the kernel of Options makes it.
+// affirm this VM: its hardware's, and the PCRs that the image of Options makes.
 func (v *VM) ReferenceValues() map[string]any {
 	values := maps.Clone(v.hardware.ReferenceValues())
-	name := "tdx_pcr11"
+	prefix := "tdx"
 	if v.hardware.Kind == KindSNP {
-		name = "snp_pcr11"
+		prefix = "snp"
 	}
-	pcr := replay(v.boot, kernelPCR)
-	values[name] = []string{hex.EncodeToString(pcr[:])}
+	for _, pcr := range []int{imagePCR, kernelPCR} {
+		value := replay(v.boot, pcr)
+		values[fmt.Sprintf("%s_pcr%02d", prefix, pcr)] = []string{hex.EncodeToString(value[:])}
+	}
 	return values
 }

@@ -64,36 +64,37 @@ func (s *imds) Close() error {
 // through a proxy. Source: Azure Instance Metadata Service, "Security and
 // authentication"; paths from az-cvm-vtpm 0.8.1, src/imds.rs of its crates.
 func imdsHandler(h Hardware, log *slog.Logger) http.Handler {
-	mux := http.NewServeMux()
+	routes := map[string]http.HandlerFunc{}
 	if h.Quote != nil {
-		mux.HandleFunc("POST /acc/tdquote", func(w http.ResponseWriter, r *http.Request) { quote(w, r, h, log) })
+		routes["POST /acc/tdquote"] = func(w http.ResponseWriter, r *http.Request) { quote(w, r, h, log) }
 	}
 	if h.Certification != nil {
-		mux.HandleFunc("GET /metadata/THIM/amd/certification", func(w http.ResponseWriter, _ *http.Request) {
-			c, err := h.Certification()
-			if err != nil {
-				log.Warn("Getting the chip's certificates", "err", err)
-				fail(w, http.StatusInternalServerError, "no certificates")
-				return
-			}
-			answer(w, http.StatusOK, c)
-		})
+		routes["GET /metadata/THIM/amd/certification"] = func(w http.ResponseWriter, _ *http.Request) { certify(w, h, log) }
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Metadata") != "true" {
+		route := routes[r.Method+" "+r.URL.Path]
+		_, proxied := r.Header["X-Forwarded-For"]
+		switch {
+		case r.Header.Get("Metadata") != "true":
 			fail(w, http.StatusBadRequest, "the header Metadata must be true")
-			return
-		}
-		if _, proxied := r.Header["X-Forwarded-For"]; proxied {
+		case proxied:
 			fail(w, http.StatusBadRequest, "requests through a proxy are refused")
-			return
-		}
-		if _, pattern := mux.Handler(r); pattern == "" {
+		case route == nil:
 			fail(w, http.StatusNotFound, "not found")
-			return
+		default:
+			route(w, r)
 		}
-		mux.ServeHTTP(w, r)
 	})
+}
+
+func certify(w http.ResponseWriter, h Hardware, log *slog.Logger) {
+	c, err := h.Certification()
+	if err != nil {
+		log.Warn("Getting the chip's certificates", "err", err)
+		fail(w, http.StatusInternalServerError, "no certificates")
+		return
+	}
+	answer(w, http.StatusOK, c)
 }
 
 // quote answers a request for a quote of a TD report. It takes both alphabets of

@@ -77,6 +77,7 @@ func TestQuoteService(t *testing.T) {
 		"by GET":                {"GET", quotePath, "", metadata, 404},
 		"of AMD's certificates": {"GET", certPath, "", metadata, 404},
 		"of another path":       {"GET", "/metadata/instance", "", metadata, 404},
+		"of an unclean path":    {"POST", "/acc/../acc/tdquote", good, metadata, 404},
 		"of no JSON":            {"POST", quotePath, "report", metadata, 400},
 		"of nothing":            {"POST", quotePath, "", metadata, 400},
 		"of no base64":          {"POST", quotePath, `{"report":"****"}`, metadata, 400},

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/google/go-tpm/tpm2/transport"
@@ -72,6 +73,7 @@ func startTPM(dir string) (_ *softTPM, err error) {
 	cmd := exec.Command(program, "socket", "--tpm2", "--tpmstate", "dir=.,mode=0600", "--fd", "3", //nolint:noctx // see above
 		"--flags", "not-need-init,startup-clear")
 	cmd.Dir, cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = state, []*os.File{theirs}, said, said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt from the terminal is for us, who close it then
 	cmd.WaitDelay = time.Second
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting swtpm: %w", err), conn.Close())

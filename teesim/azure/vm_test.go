@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"io/fs"
+	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/sealpod/sealpod/podvm/testenv"
 	"github.com/sealpod/sealpod/teesim/snp"
@@ -61,19 +64,20 @@ func TestPCRs(t *testing.T) {
 
 func TestReferenceValues(t *testing.T) {
 	base := Options{Kernel: []byte("k"), CommandLine: "quiet"}
-	pcr11 := func(m machine, name string) string { return m.ReferenceValues()[name].([]string)[0] }
+	pcr := func(m machine, name string) string { return m.ReferenceValues()[name].([]string)[0] }
 	good := boot(t, base)
 	actual, err := good.PCR(11)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := pcr11(good, "tdx_pcr11"); got != hex.EncodeToString(actual) {
+	if got := pcr(good, "tdx_pcr11"); got != hex.EncodeToString(actual) {
 		t.Errorf("tdx_pcr11 is %s, PCR 11 %x", got, actual)
 	}
-	for _, name := range []string{"mr_td", "xfam"} {
-		if good.ReferenceValues()[name] == nil {
-			t.Errorf("TDX has no %s", name)
-		}
+	if image, err := good.PCR(4); err != nil || pcr(good, "tdx_pcr04") != hex.EncodeToString(image) {
+		t.Errorf("tdx_pcr04 is %s, PCR 4 %x, %v", pcr(good, "tdx_pcr04"), image, err)
+	}
+	if names := slices.Sorted(maps.Keys(good.ReferenceValues())); !slices.Equal(names, []string{"mr_td", "tdx_pcr04", "tdx_pcr11", "xfam"}) {
+		t.Errorf("TDX has %v", names)
 	}
 	for name, change := range map[string]func(*Options){
 		"kernel":       func(o *Options) { o.Kernel = []byte("other") },
@@ -89,19 +93,19 @@ func TestReferenceValues(t *testing.T) {
 
 	base.Hardware = snpHardware(t, snp.Launch{})
 	amd := boot(t, base)
-	if pcr11(amd, "snp_pcr11") != hex.EncodeToString(actual) {
+	if pcr(amd, "snp_pcr11") != hex.EncodeToString(actual) {
 		t.Error("the same kernel has another PCR 11 on SNP")
 	}
 	var names []string
 	for name, value := range amd.ReferenceValues() {
 		names = append(names, name)
-		if value == nil {
-			t.Errorf("%s has no value", name)
+		if list, ok := value.([]string); !ok || len(list) != 1 || list[0] == "" {
+			t.Errorf("%s is %#v, want a list of one text", name, value)
 		}
 	}
 	slices.Sort(names)
 	want := []string{"abi_major", "abi_minor", "measurement", "single_socket", "smt_allowed", "smt_enabled",
-		"snp_pcr11", "tcb_bootloader", "tcb_microcode", "tcb_snp", "tcb_tee", "tsme_enabled"}
+		"snp_pcr04", "snp_pcr11", "tcb_bootloader", "tcb_microcode", "tcb_snp", "tcb_tee", "tsme_enabled"}
 	if !slices.Equal(names, want) {
 		t.Errorf("SNP has %v, want %v", names, want)
 	}
@@ -180,6 +184,28 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 	if err := m.Err(); err != nil {
 		t.Errorf("Close counts as a failure: %v", err)
+	}
+}
+
+// As when this process is killed.
+func TestTheTPMEndsWithOurConnection(t *testing.T) {
+	testenv.Tool(t, "swtpm")
+	tpm, err := startTPM(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Once it answers it waits for the next command.
+	if err := tpm.Do(func(x transport.TPM) error { _, err := x.Send(startupCommand); return err }); err != nil {
+		t.Fatal(err)
+	}
+	tpm.conn.Close()
+	select {
+	case <-tpm.gone:
+	case <-time.After(time.Minute):
+		t.Error("it runs on")
+	}
+	if err := tpm.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
 	}
 }
 
