@@ -41,13 +41,13 @@ resources and policies with the admin token, which the first start on a store
 makes and shows once. It speaks the protocol of Trustee's KBS (0.4.0): Trustee's
 kbs-client works with it, and its guests do.
 
-It verifies AMD SEV-SNP and Intel TDX, under the roots of AMD and Intel, and
-"sample" evidence of pods without a TEE. The services of AMD and Intel are asked
+It verifies AMD SEV-SNP and Intel TDX, bare and as Azure has them, under the
+roots of AMD and Intel, plain TPMs, and "sample" evidence of pods without a TEE. The services of AMD and Intel are asked
 only when evidence needs them; without a way out, give --snp-vcek a directory and
 --tdx-collateral a file.
 
-As installed it opens nothing to "sample", and resources to a genuine SNP or TDX
-guest only once its measurements are among the reference values ("affirming").
+As installed it opens nothing to "sample", and resources to a genuine guest only
+once its measurements are among the reference values ("affirming").
 
 Plain HTTP is served on loopback only, unless --insecure-http says otherwise.`,
 		Example: `  sealctl relying-party --store ./rp
@@ -69,7 +69,7 @@ Plain HTTP is served on loopback only, unless --insecure-http says otherwise.`,
 	f.StringVar(&o.tokenFile, "admin-token-file", "", "write the admin token to this `file` (mode 0600) instead of showing it")
 	f.BoolVar(&o.newToken, "new-admin-token", false, "make a new admin token; the old one stops working")
 	f.StringArrayVar(&o.snpVCEK, "snp-vcek", []string{trust.AMDKDS}, "where the key of an SNP chip is looked up when the pod sent none: `source` "+
-		`"kds" (AMD's server) or a directory with vcek/CHIP/vcek.der; more than one are asked in order`)
+		`"kds" (AMD's server) or a directory with vcek/CHIP/vcek.der and, for revocations, crl/PRODUCT.der; more than one are asked in order`)
 	f.StringVar(&o.tdxCollateral, "tdx-collateral", trust.IntelPCS, "where Intel's word on TDX platforms comes from: `source` "+
 		`"pcs" (Intel's service), the https URL of a PCCS, or a JSON file of PcsClientTool`)
 	f.StringVar(&o.simulator, "trust-simulator", "", "trust simulated TEEs, and only those: `directory` \"trust\" that sealctl tee-sim made; for trials")
