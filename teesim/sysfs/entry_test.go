@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 )
@@ -140,6 +141,25 @@ func TestAWaitForAReportCanBeInterrupted(t *testing.T) {
 	}
 	close(release)
 	wg.Wait()
+}
+
+// Whatever the program does, a report has 30 s.
+func TestAReportHasADeadline(t *testing.T) {
+	p := &fake{name: "tdx_guest"}
+	p.set(func(ctx context.Context, _ []byte, _ uint) ([]byte, error) {
+		if end, ok := ctx.Deadline(); !ok || time.Until(end) > reportTimeout {
+			t.Errorf("deadline %v, %v", end, ok)
+		}
+		return nil, context.DeadlineExceeded
+	})
+	e, err := newGroup(t, p).make("e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, e, data64)
+	if _, err := e.outblob(t.Context()); !errors.Is(err, syscall.ETIMEDOUT) {
+		t.Errorf("got %v", err)
+	}
 }
 
 // A write while a report is made makes that report an old one.

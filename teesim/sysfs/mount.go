@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	runtimedebug "runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -46,6 +47,7 @@ type FS struct {
 	conn   uint32             // number of the FUSE connection
 	stop   context.CancelFunc // ends reports that are being made
 	served chan struct{}      // closed when the last request was answered
+	wait   time.Duration      // closeTimeout
 	close  func() error
 }
 
@@ -77,17 +79,21 @@ func mount(ctx context.Context, dir string, t Tree) (*FS, error) {
 		stop()
 		return nil, err
 	}
-	forever := unchanging
-	server, err := fuse.NewServer(fs.NewNodeFS(root, &fs.Options{EntryTimeout: &forever, AttrTimeout: &forever}), dir, &fuse.MountOptions{
+	forever, debug := unchanging, slog.NewLogLogger(t.Log.Handler(), slog.LevelDebug)
+	server, err := fuse.NewServer(fs.NewNodeFS(root, &fs.Options{EntryTimeout: &forever, AttrTimeout: &forever, Logger: debug}), dir, &fuse.MountOptions{
 		Name: subtype, FsName: "sealpod", DirectMount: true, DisableXAttrs: true,
 		Options: []string{"default_permissions", "nosuid", "nodev", "noexec"},
-		Logger:  slog.NewLogLogger(t.Log.Handler(), slog.LevelDebug),
+		Logger:  debug,
+		PanicHandler: func(v any) fuse.Status {
+			t.Log.Error("A request panicked", "panic", v, "stack", string(runtimedebug.Stack()))
+			return fuse.EIO
+		},
 	})
 	if err != nil {
 		stop()
 		return nil, fmt.Errorf("%w (it takes /dev/fuse and, without root, fusermount3)", err)
 	}
-	f := &FS{dir: dir, stop: stop, served: make(chan struct{})}
+	f := &FS{dir: dir, stop: stop, served: make(chan struct{}), wait: closeTimeout}
 	f.close = sync.OnceValue(f.end)
 	go func() {
 		defer close(f.served)
@@ -108,9 +114,11 @@ func mount(ctx context.Context, dir string, t Tree) (*FS, error) {
 // Dir returns where the file system is mounted, without symbolic links.
 func (f *FS) Dir() string { return f.dir }
 
-// Close unmounts the file system. Programs that still use it get errors. It
-// waits 10 s at most for each of two steps, and all calls return what the first
-// did. Errors: ErrBusy.
+// Close unmounts the file system. Programs that still use it get errors; an
+// ordinary user needs the kernel's fusectl for that (/sys/fs/fuse/connections),
+// without which the file system goes on for such programs until they are done.
+// It waits 10 s at most for each of two steps, and all calls return what the
+// first did. Errors: ErrBusy.
 func (f *FS) Close() error {
 	if err := f.close(); err != nil {
 		return fmt.Errorf("unmounting %s: %w", f.dir, err)
@@ -120,7 +128,7 @@ func (f *FS) Close() error {
 
 func (f *FS) end() error {
 	f.stop()
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), f.wait)
 	defer cancel()
 	if m, err := mounted(f.dir); err != nil {
 		return err
@@ -129,7 +137,7 @@ func (f *FS) end() error {
 			return err
 		}
 	}
-	timeout := time.NewTimer(closeTimeout)
+	timeout := time.NewTimer(f.wait)
 	defer timeout.Stop()
 	select {
 	case <-f.served:

@@ -2,6 +2,7 @@ package sysfs
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,29 +63,33 @@ func TestMountAgain(t *testing.T) {
 }
 
 // Who has a file open when the file system ends gets errors, and nothing of it
-// goes on in this process.
+// goes on in this process. An ordinary user without fusectl is told that it does.
 func TestCloseOfOneInUse(t *testing.T) {
-	if testenv.Unprivileged() {
-		if _, err := os.Stat("/sys/fs/fuse/connections"); err != nil {
-			t.Skip("the kernel's file to end a connection is not there, which an ordinary user needs")
-		}
-		if all, _ := os.ReadDir("/sys/fs/fuse/connections"); len(all) == 0 {
-			t.Skip("fusectl is not mounted, which an ordinary user needs")
-		}
-	}
 	tree, _, _ := tdxTree()
 	f := mustMount(t, t.TempDir(), tree)
+	if testenv.Unprivileged() {
+		f.wait = time.Second
+	}
 	file, err := os.Open(f.Dir() + "/" + registerPath + "/mrconfigid")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
+	err = f.Close()
+	_, rerr := file.Read(make([]byte, 1))
+	switch {
+	case err == nil:
+		if !errors.Is(rerr, syscall.ENOTCONN) && !errors.Is(rerr, syscall.ECONNABORTED) {
+			t.Errorf("reading: %v", rerr)
+		}
+	case !testenv.Unprivileged() || !errors.Is(err, ErrBusy) || rerr != nil:
+		t.Errorf("closing: %v, reading: %v", err, rerr)
 	}
-	if _, err := file.Read(make([]byte, 1)); !errors.Is(err, syscall.ENOTCONN) && !errors.Is(err, syscall.ECONNABORTED) {
-		t.Errorf("reading: %v", err)
+	if left, err := os.ReadDir(f.Dir()); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
 	}
+	file.Close()
+	<-f.served
 }
 
 // A report that is being made does not hold up Close.
@@ -109,6 +115,51 @@ func TestCloseEndsReports(t *testing.T) {
 	}
 	if err := <-failed; err == nil {
 		t.Error("a report was made")
+	}
+}
+
+// A program that is killed while it waits for a report is gone at once, and the
+// next gets its own.
+func TestAKilledProgramGivesUpItsReport(t *testing.T) {
+	cat := testenv.Tool(t, "cat")
+	tree, p, _ := tdxTree()
+	started := make(chan struct{})
+	p.set(func(ctx context.Context, in []byte, _ uint) ([]byte, error) {
+		if in[0] != 'd' {
+			return in, nil
+		}
+		close(started)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	sys := mountTree(t, tree)
+	e, next := makeEntry(t, sys, "e"), makeEntry(t, sys, "next")
+	write(t, e+"/inblob", []byte(data64))
+	write(t, next+"/inblob", bytes.Repeat([]byte("n"), 64))
+	cmd := exec.CommandContext(t.Context(), cat, e+"/outblob")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-started
+	cmd.Process.Kill()
+	if err := cmd.Wait(); err == nil {
+		t.Error("cat got a report")
+	}
+	read(t, next+"/outblob")
+}
+
+// A provider that panics fails its own report.
+func TestAPanicIsAnError(t *testing.T) {
+	tree, p, _ := tdxTree()
+	p.set(func(context.Context, []byte, uint) ([]byte, error) { panic("a bug") })
+	e := makeEntry(t, mountTree(t, tree), "e")
+	write(t, e+"/inblob", []byte(data64))
+	if _, err := os.ReadFile(e + "/outblob"); !errors.Is(err, syscall.EIO) {
+		t.Errorf("got %v", err)
+	}
+	p.set(nil)
+	if got := read(t, e+"/outblob"); got != report0 {
+		t.Errorf("%q", got)
 	}
 }
 

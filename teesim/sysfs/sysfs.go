@@ -45,7 +45,8 @@ type Tree struct {
 	// Measurements are the files of devices/virtual/misc/tdx_guest/measurements,
 	// to which class/misc/tdx_guest links; nil means none.
 	Measurements Registers
-	// Files are read-only files by their slash-separated path below sys/.
+	// Files are read-only files by their slash-separated path below sys/. Their
+	// bytes may not change while they are mounted.
 	Files map[string][]byte
 	// Dirs are directories by such a path; those of files need no mention.
 	Dirs []string
