@@ -150,6 +150,15 @@ var reportRules = []rule{
 		g.want("outblob", "report "+data64+" level 3")
 		return nil
 	}},
+	{name: "a text is cut to 4095 bytes", do: func(g guest) error {
+		f, err := os.OpenFile(g.entry+"/privlevel", os.O_WRONLY, 0)
+		g.must(err)
+		defer f.Close()
+		if n, err := syscall.Write(int(f.Fd()), append([]byte("1"), make([]byte, 5000)...)); n != 4095 || err != nil {
+			g.Errorf("took %d, %v", n, err)
+		}
+		return nil
+	}},
 	{name: "no report without report data", do: func(g guest) error { return second(g.get("outblob")) }, want: syscall.EINVAL},
 	{name: "no certificates without report data", do: func(g guest) error { return second(g.get("auxblob")) }, want: syscall.EINVAL},
 	{name: "report data of 63 bytes can be written", do: func(g guest) error { return g.put("inblob", data64[:63]) }},

@@ -41,6 +41,10 @@ const closeTimeout = 10 * time.Second
 // pass through it, so it knows of each.
 const unchanging = time.Hour
 
+// maxRequest caps what one read or write moves, in bytes, and so what a program
+// of the guest can have kept by many at once. A report fits.
+const maxRequest = 64 << 10
+
 // FS is a mounted file system.
 type FS struct {
 	dir    string
@@ -81,7 +85,7 @@ func mount(ctx context.Context, dir string, t Tree) (*FS, error) {
 	}
 	forever, debug := unchanging, slog.NewLogLogger(t.Log.Handler(), slog.LevelDebug)
 	server, err := fuse.NewServer(fs.NewNodeFS(root, &fs.Options{EntryTimeout: &forever, AttrTimeout: &forever, Logger: debug}), dir, &fuse.MountOptions{
-		Name: subtype, FsName: "sealpod", DirectMount: true, DisableXAttrs: true,
+		Name: subtype, FsName: "sealpod", DirectMount: true, DisableXAttrs: true, MaxWrite: maxRequest,
 		Options: []string{"default_permissions", "nosuid", "nodev", "noexec"},
 		Logger:  debug,
 		PanicHandler: func(v any) fuse.Status {
@@ -176,7 +180,7 @@ func mountPoint(ctx context.Context, dir string) (string, error) {
 		}
 		// What stat says may be what the kernel still knows; this asks.
 		if err := unix.Statfs(dir, new(unix.Statfs_t)); !errors.Is(err, unix.ENOTCONN) {
-			return "", ErrMounted
+			return "", fmt.Errorf("%w: if nobody uses it, umount %s", ErrMounted, dir)
 		}
 		if err := detach(ctx, dir, 0); err != nil {
 			return "", fmt.Errorf("%w: try fusermount3 -u %s: %w", ErrStale, dir, err)
