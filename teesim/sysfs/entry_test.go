@@ -143,6 +143,60 @@ func TestAWaitForAReportCanBeInterrupted(t *testing.T) {
 	wg.Wait()
 }
 
+// Who waited for a report that another program asked for gets the same one.
+func TestReadersOfOneEntryShareAReport(t *testing.T) {
+	p := &fake{name: "tdx_guest"}
+	waiting := make(chan struct{}, 8)
+	p.set(func(_ context.Context, in []byte, _ uint) ([]byte, error) {
+		for range cap(waiting) {
+			<-waiting
+		}
+		return in, nil
+	})
+	e, err := newGroup(t, p).make("e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, e, data64)
+	var wg sync.WaitGroup
+	for range cap(waiting) {
+		wg.Go(func() {
+			waiting <- struct{}{}
+			if out, err := e.outblob(t.Context()); string(out) != data64 || err != nil {
+				t.Errorf("%q, %v", out, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := p.calls.Load(); n != 1 {
+		t.Errorf("made %d times", n)
+	}
+}
+
+// The end of the mount ends a report, whoever still waits for it.
+func TestTheEndOfAMountEndsReports(t *testing.T) {
+	p := &fake{name: "tdx_guest"}
+	g := newGroup(t, p)
+	ctx, end := context.WithCancel(t.Context())
+	g.ctx = ctx
+	p.set(func(ctx context.Context, _ []byte, _ uint) ([]byte, error) {
+		end()
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	e, err := g.make("e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, e, data64)
+	if _, err := e.outblob(t.Context()); !errors.Is(err, syscall.EINTR) {
+		t.Errorf("the one being made: %v", err)
+	}
+	if _, err := e.outblob(t.Context()); !errors.Is(err, syscall.ENODEV) || p.calls.Load() != 1 {
+		t.Errorf("the next one: %v, %d calls", err, p.calls.Load())
+	}
+}
+
 // Whatever the program does, a report has 30 s.
 func TestAReportHasADeadline(t *testing.T) {
 	p := &fake{name: "tdx_guest"}
