@@ -52,7 +52,7 @@ func (s says) Evidence(context.Context, []byte) (json.RawMessage, error) {
 func (says) AdditionalEvidence(context.Context, []byte) (string, error) { return "", nil }
 
 const expectedTD = `{"quote":{"header":{"tee_type":"81000000","vendor_id":"939a7233f79c4ca9940a0db3957f0607"},
-	"body":{"mr_td":"bb","rtmr_1":"11","rtmr_2":"22","xfam":"e7"}},"td_attributes":{"debug":false},
+	"body":{"mr_td":"bb","rtmr_1":"11","rtmr_2":"22","xfam":"e7"}},"td_attributes":{"debug":false,"migratable":false},
 	"tcb_status":"UpToDate","collateral_expiration_status":"0","report_data":"x","init_data":"y"}`
 
 // goodTD are the reference values of that TD, as no other text has them.

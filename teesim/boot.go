@@ -73,7 +73,7 @@ func (s *Simulator) bootAzure(ctx context.Context, m *Machine, l Launch) error {
 	var hw azure.Hardware
 	if s.intel != nil {
 		m.tee = "az-tdx-vtpm"
-		hw = azure.TDX(s.intel, s.intel.NewTD(tdx.Launch{Debug: l.Debug, StaleTCB: l.StaleTCB}))
+		hw = azure.TDX(s.intel, s.intel.NewTD(tdx.Launch{Paravisor: true, Debug: l.Debug, StaleTCB: l.StaleTCB}))
 	} else {
 		m.tee = "az-snp-vtpm"
 		hw = azure.SNP(s.amd, snp.NewGuest(snp.Launch{Debug: l.Debug, StaleTCB: l.StaleTCB}))

@@ -53,7 +53,9 @@ checks := {
 			["init_data", "pinned", "init_data"],
 		],
 	},
-	# The firmware is in MRTD, what it started in RTMR 1 and 2.
+	# The firmware is in MRTD, what it started in RTMR 1 and 2. Trustee lets a TD
+	# pass that the host may migrate, by a service of its own choice that then has
+	# the TD's memory; this policy does not.
 	"tdx": {
 		"executables": [
 			["tdx.quote.body.rtmr_1", "listed", "rtmr_1"],
@@ -68,6 +70,7 @@ checks := {
 		],
 		"configuration": [
 			["tdx.td_attributes.debug", "is", false],
+			["tdx.td_attributes.migratable", "is", false],
 			["tdx.quote.body.xfam", "listed", "xfam"],
 			["init_data", "pinned", "init_data"],
 		],
@@ -102,9 +105,15 @@ checks := {
 			["init_data", "pinned", "init_data"],
 		],
 	},
-	# As above. Trustee lets a TD in debug mode pass; this policy does not.
+	# As above. Only a paravisor may say what a TPM measured, and it leaves RTMRs
+	# alone. Firmware for bare TDs, which an owner lists under the name mr_td too,
+	# extends RTMR 0 before it starts anything, and then RTMR 1: what it starts is
+	# no paravisor, whatever PCRs it signs. Trustee does not look; it also lets TDs
+	# pass that the host may debug or migrate, or whose collateral has expired.
 	"az-tdx-vtpm": {
 		"executables": [
+			["az-tdx-vtpm.quote.body.rtmr_0", "is", "000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"],
+			["az-tdx-vtpm.quote.body.rtmr_1", "is", "000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000"],
 			["az-tdx-vtpm.tpm.pcr11", "listed", "tdx_pcr11"],
 			["az-tdx-vtpm.tpm.pcr04", "pinned", "tdx_pcr04"],
 		],
@@ -113,9 +122,11 @@ checks := {
 			["az-tdx-vtpm.quote.header.vendor_id", "is", "939a7233f79c4ca9940a0db3957f0607"],
 			["az-tdx-vtpm.quote.body.mr_td", "listed", "mr_td"],
 			["az-tdx-vtpm.tcb_status", "is", "UpToDate"],
+			["az-tdx-vtpm.collateral_expiration_status", "is", "0"],
 		],
 		"configuration": [
 			["az-tdx-vtpm.td_attributes.debug", "is", false],
+			["az-tdx-vtpm.td_attributes.migratable", "is", false],
 			["az-tdx-vtpm.quote.body.xfam", "listed", "xfam"],
 			["init_data", "pinned", "init_data"],
 		],

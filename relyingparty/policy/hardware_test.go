@@ -12,7 +12,7 @@ const (
 		"policy_single_socket":false,"policy_smt_allowed":true,"platform_smt_enabled":true,"platform_tsme_enabled":false,
 		"chip_id":"cc"},"report_data":"x","init_data":"y"}`
 	tdxInput = `{"tdx":{"quote":{"header":{"tee_type":"81000000","vendor_id":"939a7233f79c4ca9940a0db3957f0607"},
-		"body":{"mr_td":"bb","rtmr_1":"11","rtmr_2":"22","xfam":"e7"}},"td_attributes":{"debug":false},
+		"body":{"mr_td":"bb","rtmr_1":"11","rtmr_2":"22","xfam":"e7"}},"td_attributes":{"debug":false,"migratable":false},
 		"tcb_status":"UpToDate","collateral_expiration_status":"0","uefi_event_logs":[
 		{"index":2,"type_name":"EV_EFI_BOOT_SERVICES_APPLICATION","digests":[{"alg":"SHA-384","digest":"0a"}],"details":{"device_paths":["PciRoot","File(kernel)"]}},
 		{"index":3,"type_name":"EV_EVENT_TAG","digests":[{"alg":"SHA-384","digest":"0b"}],"details":{"string":"LOADED_IMAGE::LoadOptions"}},

@@ -10,12 +10,16 @@ import (
 )
 
 const (
+	// zeros are a register that nothing was extended into, in hexadecimal.
+	zeros = `000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000`
+
 	azSNPInput = `{"az-snp-vtpm":{"measurement":"aa==","tpm":{"pcr04":"04","pcr11":"0b"},"reported_tcb_bootloader":"4",
 		"reported_tcb_microcode":"213","reported_tcb_snp":"22","reported_tcb_tee":"0","policy_debug_allowed":"false",
 		"policy_migrate_ma":"false","policy_abi_major":"0","policy_abi_minor":"31","policy_single_socket":"false",
 		"policy_smt_allowed":"true","platform_smt_enabled":"true","platform_tsme_enabled":"false"},"report_data":"x","init_data":"y"}`
 	azTDXInput = `{"az-tdx-vtpm":{"quote":{"header":{"tee_type":"81000000","vendor_id":"939a7233f79c4ca9940a0db3957f0607"},
-		"body":{"mr_td":"bb","xfam":"e7"}},"td_attributes":{"debug":false},"tcb_status":"UpToDate",
+		"body":{"mr_td":"bb","rtmr_0":"` + zeros + `","rtmr_1":"` + zeros + `","xfam":"e7"}},
+		"td_attributes":{"debug":false,"migratable":false},"tcb_status":"UpToDate","collateral_expiration_status":"0",
 		"tpm":{"pcr04":"04","pcr11":"0b"}},"report_data":"x","init_data":"y"}`
 	tpmInput    = `{"tpm":{"ak_public":"MII=","pcr04":"04","pcr11":"0b"},"report_data":"x","init_data":"y"}`
 	azSNPValues = `{"measurement":["aa=="],"snp_pcr11":["0a","0b"],"tcb_bootloader":["4"],"tcb_microcode":["213"],"tcb_snp":["22"],
@@ -75,8 +79,9 @@ var tees = map[string]struct {
 				"tdx.collateral_expiration_status": {`0`, `is 0`},
 			},
 			"configuration": {
-				"tdx.td_attributes.debug": {`true`, `is true`},
-				"tdx.quote.body.xfam":     {`"ff"`, `is not among the reference values "xfam"`},
+				"tdx.td_attributes.debug":      {`true`, `is true`},
+				"tdx.td_attributes.migratable": {`true`, `is true`},
+				"tdx.quote.body.xfam":          {`"ff"`, `is not among the reference values "xfam"`},
 			},
 		},
 	},
@@ -108,16 +113,23 @@ var tees = map[string]struct {
 	"az-tdx-vtpm": {
 		azTDXInput, azTDXValues, map[string]int{"executables": 3, "hardware": 2, "configuration": 2},
 		map[string]map[string][2]string{
-			"executables": {"az-tdx-vtpm.tpm.pcr11": {`"0c"`, `is not among the reference values "tdx_pcr11"`}},
+			"executables": {
+				"az-tdx-vtpm.quote.body.rtmr_0": {`"00"`, `is "00"`},
+				"az-tdx-vtpm.quote.body.rtmr_1": {`"11"`, `is "11"`},
+				"az-tdx-vtpm.tpm.pcr11":         {`"0c"`, `is not among the reference values "tdx_pcr11"`},
+			},
 			"hardware": {
 				"az-tdx-vtpm.quote.header.tee_type":  {`"00000000"`, `is "00000000"`},
 				"az-tdx-vtpm.quote.header.vendor_id": {`"00"`, `is "00"`},
 				"az-tdx-vtpm.quote.body.mr_td":       {`"b0"`, `is not among the reference values "mr_td"`},
 				"az-tdx-vtpm.tcb_status":             {`"SWHardeningNeeded"`, `is "SWHardeningNeeded"`},
+
+				"az-tdx-vtpm.collateral_expiration_status": {`"1"`, `is "1"`},
 			},
 			"configuration": {
-				"az-tdx-vtpm.td_attributes.debug": {`true`, `is true`},
-				"az-tdx-vtpm.quote.body.xfam":     {`"ff"`, `is not among the reference values "xfam"`},
+				"az-tdx-vtpm.td_attributes.debug":      {`true`, `is true`},
+				"az-tdx-vtpm.td_attributes.migratable": {`true`, `is true`},
+				"az-tdx-vtpm.quote.body.xfam":          {`"ff"`, `is not among the reference values "xfam"`},
 			},
 		},
 	},

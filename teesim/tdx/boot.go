@@ -8,6 +8,9 @@ import (
 
 // bootEvents are what firmware and kernel measure with direct boot in QEMU.
 func (l Launch) bootEvents() []Event {
+	if l.Paravisor {
+		return nil
+	}
 	const rtmr0, rtmr1 = 1, 2
 	separator := make([]byte, 4)
 	events := []Event{

@@ -24,12 +24,19 @@ type Launch struct {
 	Debug bool
 	// StaleTCB launches the TD with a TDX module that is out of date.
 	StaleTCB bool
+	// Migratable makes a TD that the host may move to another machine.
+	Migratable bool
+	// Paravisor launches a TD like those of Azure: what is measured into MRTD is
+	// a paravisor, which measures the rest into a TPM of its own and leaves RTMRs
+	// and CCEL empty.
+	Paravisor bool
 }
 
 // The attributes of TDs. Source: ABI, ATTRIBUTES and XFAM.
 const (
 	attributeDebug         = 0x01 // of byte 0
 	attributeSEPTVEDisable = 0x10 // of byte 3
+	attributeMigratable    = 0x20 // of byte 3
 )
 
 var features = [8]byte{0xE7, 0x00, 0x06} // x87, SSE, AVX, AVX-512, AMX
@@ -48,6 +55,9 @@ type TD struct {
 func (p *Platform) NewTD(l Launch) *TD {
 	if l.Firmware == nil {
 		l.Firmware = []byte("simulated TDX virtual firmware")
+		if l.Paravisor {
+			l.Firmware = []byte("simulated paravisor")
+		}
 	}
 	events := l.bootEvents()
 	r := tdReport{
@@ -60,6 +70,9 @@ func (p *Platform) NewTD(l Launch) *TD {
 	copy(r.MRConfigID[:], l.InitData)
 	if l.Debug {
 		r.TDAttributes[0] |= attributeDebug
+	}
+	if l.Migratable {
+		r.TDAttributes[3] |= attributeMigratable
 	}
 	if l.StaleTCB {
 		r.TEETCBSVN = tcbSVN(staleModule)

@@ -15,9 +15,11 @@
 // What the chain does not say is that a paravisor made it: any confidential VM
 // can put a key of its own into its report data and sign PCRs of its choice
 // with it. PCRs are worth what the measurement of the hardware (measurement of
-// SNP, quote.body.mr_td of TDX) is worth, and a policy must ask for both. VMPL
-// other than 0 is refused, because such a report speaks for the guest below the
-// paravisor.
+// SNP, quote.body.mr_td of TDX) is worth, and a policy must ask for both. With
+// TDX it must also ask that RTMR 0 and 1 are zero, as a paravisor leaves them,
+// unless it knows that no mr_td in its list is firmware that starts other code.
+// VMPL other than 0 is refused, because such a report speaks for the guest below
+// the paravisor.
 //
 // The TD report in the HCL report is not looked at: the quote is signed, and it
 // is the quote's report data that counts. Debugging and old firmware are claims

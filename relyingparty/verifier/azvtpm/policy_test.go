@@ -41,12 +41,7 @@ func TestClaimsAreThoseTheDefaultPolicyReads(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind.TEE(), func(t *testing.T) {
 			good := newVM(t, kind, options{})
-			values := good.references()
-			known := func(_ context.Context, name string) (any, error) { return values[name], nil }
-			pol, err := policy.NewSet(policy.Engine{Reference: known}, store.NewMemory()).Attestation(t.Context(), "default_cpu")
-			if err != nil {
-				t.Fatal(err)
-			}
+			pol := defaultPolicy(t, good.references())
 			launched := func(o options, firmware string) *vm { // on the same hardware
 				v := *good
 				v.tpm = good.tpm.Another()
@@ -57,7 +52,7 @@ func TestClaimsAreThoseTheDefaultPolicyReads(t *testing.T) {
 				if kind == wire.SNP {
 					v.guest = simsnp.NewGuest(simsnp.Launch{Firmware: text, Debug: o.debug, StaleTCB: o.stale})
 				} else {
-					v.td = v.platform.NewTD(simtdx.Launch{Firmware: text, Debug: o.debug, StaleTCB: o.stale})
+					v.td = v.platform.NewTD(simtdx.Launch{Paravisor: true, Firmware: text, Debug: o.debug, StaleTCB: o.stale})
 				}
 				return &v
 			}
@@ -83,6 +78,52 @@ func TestClaimsAreThoseTheDefaultPolicyReads(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestBareTDIsNoParavisor: an owner of pods on Azure and elsewhere lists the
+// firmware of both under one name, and firmware for bare TDs starts any kernel.
+// That one then has a key of its own, and signs the PCRs the owner expects.
+func TestBareTDIsNoParavisor(t *testing.T) {
+	good := newVM(t, wire.TDX, options{})
+	bare := *good
+	bare.td = good.platform.NewTD(simtdx.Launch{Kernel: []byte("of an attacker")})
+	values := good.references()
+	values["mr_td"] = append(values["mr_td"].([]any), bare.td.ReferenceValues()["mr_td"].([]any)...)
+	for want, v := range map[string]*vm{policy.Affirming: good, policy.Warning: &bare} {
+		a, err := defaultPolicy(t, values).Appraise(t.Context(), input(t, wire.TDX.TEE(), verified(t, v, v.model())))
+		if err != nil || a.Status != want {
+			t.Errorf("%s, want %s, %v", a, want, err)
+		}
+	}
+}
+
+// TestTDsThatTheDefaultPolicyRefuses has what only TDs on Azure could be.
+func TestTDsThatTheDefaultPolicyRefuses(t *testing.T) {
+	v := newVM(t, wire.TDX, options{})
+	pol := defaultPolicy(t, v.references())
+	v.td = v.platform.NewTD(simtdx.Launch{Paravisor: true, Migratable: true})
+	a, err := pol.Appraise(t.Context(), input(t, wire.TDX.TEE(), verified(t, v, v.model())))
+	if err != nil || a.Status != policy.Warning || a.Vector["configuration"] != 36 {
+		t.Errorf("migratable: %s, %v", a, err)
+	}
+	v.td = v.platform.NewTD(simtdx.Launch{Paravisor: true})
+	claims := verified(t, v, v.model())
+	claims["collateral_expiration_status"] = "1"
+	a, err = pol.Appraise(t.Context(), input(t, wire.TDX.TEE(), claims))
+	if err != nil || a.Status != policy.Contraindicated || a.Vector["hardware"] != 97 {
+		t.Errorf("collateral too old: %s, %v", a, err)
+	}
+}
+
+// defaultPolicy is that for CPUs with those reference values.
+func defaultPolicy(t *testing.T, values map[string]any) *policy.Policy {
+	t.Helper()
+	known := func(_ context.Context, name string) (any, error) { return values[name], nil }
+	pol, err := policy.NewSet(policy.Engine{Reference: known}, store.NewMemory()).Attestation(t.Context(), "default_cpu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pol
 }
 
 // input is the claims as a policy gets them.

@@ -62,7 +62,7 @@ func newVM(t testing.TB, kind wire.Kind, o options) *vm {
 		t.Fatal(err)
 	}
 	if kind == wire.TDX {
-		v.td = v.platform.NewTD(simtdx.Launch{Debug: o.debug, StaleTCB: o.stale})
+		v.td = v.platform.NewTD(simtdx.Launch{Paravisor: true, Debug: o.debug, StaleTCB: o.stale})
 	}
 	return v
 }

@@ -22,8 +22,13 @@ var bodyFields = []struct {
 	{"tee_tcb_svn2", 584, 16}, {"mr_servicetd", 600, 48}, // of TDX 1.5
 }
 
-// attributeBits are the claims below td_attributes.
-var attributeBits = map[string]int{"debug": 0, "septve_disable": 28, "protection_keys": 30, "key_locker": 31, "perfmon": 63}
+// attributeMasks are the claims below td_attributes: whether any of these bits is
+// set. debug is the whole group TUD: with any of its bits, a host may look into
+// the TD. Trustee's is bit 0 alone, and it has no migratable. Source: Intel TDX
+// DCAP A.3.4; Linux arch/x86/include/asm/shared/tdx.h at v6.16.
+var attributeMasks = map[string]uint64{
+	"debug": 0xFF, "septve_disable": 1 << 28, "migratable": 1 << 29, "protection_keys": 1 << 30, "key_locker": 1 << 31, "perfmon": 1 << 63,
+}
 
 // claims returns what the quote says, in the names of trustee.
 func (q *Quote) claims() map[string]any {
@@ -44,8 +49,8 @@ func (q *Quote) claims() map[string]any {
 		quote["type"], quote["size"] = hex.EncodeToString(q.BodyType), hex.EncodeToString(q.BodySize)
 	}
 	attributes := map[string]any{}
-	for name, bit := range attributeBits {
-		attributes[name] = binary.LittleEndian.Uint64(q.field(120, 8))>>bit&1 == 1
+	for name, mask := range attributeMasks {
+		attributes[name] = binary.LittleEndian.Uint64(q.field(120, 8))&mask != 0
 	}
 	return map[string]any{
 		"quote": quote, "td_attributes": attributes,

@@ -25,6 +25,7 @@ func TestClaimsAreThoseTheDefaultPolicyReads(t *testing.T) {
 	}
 	with := func(change func(*teesim.Launch)) teesim.Launch { l := good; change(&l); return l }
 	debug, other := with(func(l *teesim.Launch) { l.Debug = true }), with(func(l *teesim.Launch) { l.CommandLine += " init=/bin/sh" })
+	moved := with(func(l *teesim.Launch) { l.Migratable = true })
 	old := with(func(l *teesim.Launch) { l.StaleTCB = true })
 	outdated, stale := s.tcb(), s.tcb()
 	stale.NextUpdate = simTime.AddDate(0, 0, -1)
@@ -39,6 +40,7 @@ func TestClaimsAreThoseTheDefaultPolicyReads(t *testing.T) {
 		"as expected":        {good, true, s.tcb(), 3, 2, 2, policy.Affirming},
 		"without a log":      {good, false, s.tcb(), 4, 2, 2, policy.Affirming},
 		"debug":              {debug, true, s.tcb(), 3, 2, 36, policy.Warning},
+		"migratable":         {moved, true, s.tcb(), 3, 2, 36, policy.Warning},
 		"other command line": {other, true, s.tcb(), 33, 2, 2, policy.Warning},
 		"TCB out of date":    {good, true, outdated, 3, 97, 2, policy.Contraindicated},
 		"module out of date": {old, true, s.tcb(), 3, 97, 2, policy.Contraindicated},

@@ -75,17 +75,23 @@ func TestEventLogBecomesClaims(t *testing.T) {
 	}
 }
 
-func TestDebugTDIsAClaim(t *testing.T) {
+func TestAttributesAreClaims(t *testing.T) {
 	s := newSimulator(t)
-	m := s.model()
-	m.Body.TDAttributes[0] = 1
-	got, err := s.verifier(s.collateral(s.tcb())).Verify(t.Context(), toJSON(s.quote(m), nil), verifier.Expected{ReportData: digest})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]any{"debug": true, "septve_disable": false, "protection_keys": false, "key_locker": false, "perfmon": false}
-	if !reflect.DeepEqual(got[0].Values["td_attributes"], want) {
-		t.Errorf("%v", got[0].Values["td_attributes"])
+	v := s.verifier(s.collateral(s.tcb()))
+	for bit := range 64 {
+		m := s.model()
+		m.Body.TDAttributes = [8]byte{}
+		m.Body.TDAttributes[bit/8] = 1 << (bit % 8)
+		got, err := v.Verify(t.Context(), toJSON(s.quote(m), nil), verifier.Expected{ReportData: digest})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]any{
+			"debug": bit < 8, "septve_disable": bit == 28, "migratable": bit == 29, "protection_keys": bit == 30, "key_locker": bit == 31, "perfmon": bit == 63,
+		}
+		if !reflect.DeepEqual(got[0].Values["td_attributes"], want) {
+			t.Errorf("bit %d: %v", bit, got[0].Values["td_attributes"])
+		}
 	}
 }
 
