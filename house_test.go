@@ -95,6 +95,7 @@ var ownerSide = []string{
 	module + "relyingparty", module + "teesim", module + "imageseal", module + "kbs/admin",
 	"github.com/open-policy-agent/opa",
 	"github.com/google/go-containerregistry/pkg/registry",
+	"github.com/hanwen/go-fuse/v2",
 }
 
 func TestNothingOwnerSideIsLinkedIntoTheGuestBinary(t *testing.T) {
