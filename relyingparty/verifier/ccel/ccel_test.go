@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha512"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"os"
@@ -175,6 +176,24 @@ func TestEventsThatNothingVouchesForAreNoClaims(t *testing.T) {
 		}
 		if c := l.Claims(SHA384, registers); len(c) != 0 {
 			t.Errorf("%s: %v", name, c)
+		}
+	}
+}
+
+// TestDigestsThatNothingVouchesForAreNoClaims: a policy that looks for a digest
+// among those of an event must not find one that the guest made up.
+func TestDigestsThatNothingVouchesForAreNoClaims(t *testing.T) {
+	kernel := Digest{SM3, bytes.Repeat([]byte{0xAB}, 32)}
+	for _, digests := range [][]Digest{{sum384([]byte("path")), kernel}, {kernel, sum384([]byte("path"))}} {
+		l := parse(t, logOf(entry(2, evApplication, []byte("path"), digests...)))
+		registers := Registers{2: l.Replay(SHA384, 2)}
+		if err := l.Match(SHA384, registers); err != nil {
+			t.Fatal(err)
+		}
+		got := l.Claims(SHA384, registers)[0].(map[string]any)
+		want := []any{map[string]any{"alg": "SHA-384", "digest": hex.EncodeToString(sum384([]byte("path")).Value)}}
+		if !reflect.DeepEqual(got["digests"], want) || got["digest_matches_event"] != true {
+			t.Errorf("%v", got)
 		}
 	}
 }

@@ -47,32 +47,32 @@ var typeNames = map[uint32]string{
 //
 //	index                  the number of the register
 //	type_name              as in "EV_IPL"
-//	digests                list of {alg, digest}, as in "SHA-384" and hexadecimal
-//	digest_matches_event   whether every digest is that of the event
+//	digests                list of one {alg, digest}, as in "SHA-384" and hexadecimal:
+//	                       that which extended the register
+//	digest_matches_event   whether the digest is that of the event
 //	event                  standard base64
 //	details                what could be read of the event, perhaps nothing
 func (l *Log) Claims(a Algorithm, registers Registers) []any {
 	claims := []any{}
 	for _, e := range l.Events {
 		if e.bound(a, registers) {
-			claims = append(claims, e.claims())
+			claims = append(claims, e.claims(a))
 		}
 	}
 	return claims
 }
 
-func (e Event) claims() map[string]any {
-	digests, matches := []any{}, true
-	for _, d := range e.Digests {
-		digests = append(digests, map[string]any{"alg": algorithms[d.Algorithm].name, "digest": hex.EncodeToString(d.Value)})
-		matches = matches && d.Algorithm.hash() != 0 && bytes.Equal(d.Algorithm.sum(e.Data), d.Value)
-	}
+// claims leaves out digests of other algorithms: no register vouches for them.
+func (e Event) claims(a Algorithm) map[string]any {
+	digest := e.digest(a)
 	name, ok := typeNames[e.Type]
 	if !ok {
 		name = fmt.Sprintf("EV_%#x", e.Type)
 	}
 	return map[string]any{
-		"index": int(e.Register), "type_name": name, "digests": digests, "digest_matches_event": matches,
-		"event": base64.StdEncoding.EncodeToString(e.Data), "details": e.details(),
+		"index": int(e.Register), "type_name": name,
+		"digests":              []any{map[string]any{"alg": algorithms[a].name, "digest": hex.EncodeToString(digest)}},
+		"digest_matches_event": bytes.Equal(a.sum(e.Data), digest),
+		"event":                base64.StdEncoding.EncodeToString(e.Data), "details": e.details(),
 	}
 }

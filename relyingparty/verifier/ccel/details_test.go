@@ -57,7 +57,7 @@ func TestDetailsOfEachType(t *testing.T) {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
-	if c := (Event{Type: 0x8000FFFF}).claims(); c["type_name"] != "EV_0x8000ffff" {
+	if c := (Event{Type: 0x8000FFFF}).claims(SHA384); c["type_name"] != "EV_0x8000ffff" {
 		t.Errorf("name %v", c["type_name"])
 	}
 }
