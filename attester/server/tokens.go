@@ -17,6 +17,11 @@ import (
 // a little later is still good for the next one.
 const attestTimeout = 60 * time.Second
 
+// maxAttesting is how many attestations run at once: the one that callers wait
+// for, and one from before the last measurement. Measurements that come faster
+// than attestations end make no more of them.
+const maxAttesting = 2
+
 // tokens makes concurrent requests for a token share one attestation and keeps
 // its result.
 //
@@ -35,6 +40,7 @@ type tokens struct {
 	life   context.Context // ends with close
 	cancel context.CancelFunc
 	flying sync.WaitGroup
+	slots  chan struct{}
 
 	mu      sync.Mutex
 	current *kbs.Token // nil when there is none
@@ -42,15 +48,17 @@ type tokens struct {
 	flight  *flight // the attestation that new callers join; nil if none
 }
 
-// flight is one attestation in progress. tok and err are set before done closes.
+// flight is one attestation, begun or waiting for its turn. tok and err are set
+// before done closes.
 type flight struct {
-	done chan struct{}
-	tok  *kbs.Token
-	err  error
+	begun bool
+	done  chan struct{}
+	tok   *kbs.Token
+	err   error
 }
 
 func newTokens(attest func(context.Context) (*kbs.Token, error), keep bool, log *slog.Logger) *tokens {
-	t := &tokens{attest: attest, keep: keep, log: log}
+	t := &tokens{attest: attest, keep: keep, log: log, slots: make(chan struct{}, maxAttesting)}
 	t.life, t.cancel = context.WithCancel(context.Background())
 	return t
 }
@@ -93,6 +101,14 @@ func (t *tokens) look(refused string) (*kbs.Token, *flight, error) {
 }
 
 func (t *tokens) run(f *flight) {
+	select {
+	case t.slots <- struct{}{}:
+		defer func() { <-t.slots }()
+	case <-t.life.Done(): // which attest sees too
+	}
+	t.mu.Lock()
+	f.begun = true
+	t.mu.Unlock()
 	ctx, cancel := context.WithTimeout(t.life, attestTimeout)
 	defer cancel()
 	start := time.Now()
@@ -123,11 +139,14 @@ func lifeOf(tok *kbs.Token, now time.Time) time.Duration {
 }
 
 // drop forgets the token, and keeps later callers from joining an attestation
-// that started before.
+// that has begun.
 func (t *tokens) drop() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.current, t.flight = nil, nil
+	t.current = nil
+	if t.flight != nil && t.flight.begun {
+		t.flight = nil
+	}
 }
 
 // close ends a running attestation and waits for it.

@@ -232,3 +232,33 @@ func TestCloseEndsARunningAttestation(t *testing.T) {
 		}
 	})
 }
+
+// Whoever can both record events and ask for tokens cannot make attestations
+// pile up, and still nobody gets a token from before an event.
+func TestEventsDoNotPileUpAttestations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCounter(t)
+		c.delay = time.Minute / 2
+		ts := c.tokens(t, true)
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range 1000 {
+			if _, err := ts.get(gone, ""); !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			ts.drop()
+		}
+		if c.calls > maxAttesting {
+			t.Errorf("%d attestations at once", c.calls)
+		}
+		dropped := time.Now()
+		tok := get(t, ts, "")
+		if issued := tok.Issued(); issued.Before(dropped.Add(c.delay).Truncate(time.Second)) {
+			t.Errorf("a token of %v, made before %v", issued, dropped)
+		}
+		if get(t, ts, "") != tok || c.calls > maxAttesting+1 {
+			t.Errorf("%d attestations", c.calls)
+		}
+	})
+}
