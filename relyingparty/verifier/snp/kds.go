@@ -28,7 +28,8 @@ const (
 
 // KDS is a key distribution service with AMD's HTTP interface, a Source and
 // Revocations. VCEKs are cached without end, revocation lists for an hour; a
-// list that cannot be refreshed serves on, and its date tells how long.
+// list that cannot be refreshed serves on, and its date tells how long. Both are
+// kept in memory only: after a start AMD must answer once.
 type KDS struct {
 	base   string
 	client *http.Client
@@ -81,7 +82,10 @@ func (k *KDS) VCEK(ctx context.Context, chip Chip) ([]byte, error) {
 	if der, ok := k.keys.Get(url); ok {
 		return der, nil
 	}
-	der, err := k.get(ctx, url, maxCertificate, ErrNoKey)
+	der, err := k.get(ctx, url, maxCertificate)
+	if errors.Is(err, errMissing) {
+		return nil, fmt.Errorf("%w: %w", ErrNoKey, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +96,9 @@ func (k *KDS) VCEK(ctx context.Context, chip Chip) ([]byte, error) {
 	return der, nil
 }
 
-// CRL implements Revocations. Guests of one product wait for one fetch.
+// CRL implements Revocations. Guests of one product wait for one fetch. It is
+// never ErrNoList: AMD has a list for every issuer, and who says otherwise may
+// want to keep it from us.
 func (k *KDS) CRL(ctx context.Context, of Issuer) ([]byte, error) {
 	k.mu.Lock()
 	e := k.crls[of]
@@ -116,7 +122,7 @@ func (k *KDS) CRL(ctx context.Context, of Issuer) ([]byte, error) {
 		if of.VLEK {
 			kind = "vlek"
 		}
-		der, err := k.get(ctx, fmt.Sprintf("%s/%s/v1/%s/crl", k.base, kind, of.Product), maxCRL, ErrNoList)
+		der, err := k.get(ctx, fmt.Sprintf("%s/%s/v1/%s/crl", k.base, kind, of.Product), maxCRL)
 		if err == nil {
 			_, err = x509.ParseRevocationList(der) // of a proxy, perhaps
 		}
@@ -135,9 +141,11 @@ func (k *KDS) CRL(ctx context.Context, of Issuer) ([]byte, error) {
 	return nil, e.failure
 }
 
-// get fetches a small document, bounded in time, size and number. missing is
-// the error when the service says that there is none.
-func (k *KDS) get(ctx context.Context, url string, limit int64, missing error) (body []byte, err error) {
+// errMissing is what the service says of a document that it does not have.
+var errMissing = errors.New("the key server has no such document")
+
+// get fetches a small document, bounded in time, size and number.
+func (k *KDS) get(ctx context.Context, url string, limit int64) (body []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, kdsTimeout)
 	defer cancel()
 	select {
@@ -157,7 +165,7 @@ func (k *KDS) get(ctx context.Context, url string, limit int64, missing error) (
 	defer func() { err = errors.Join(err, resp.Body.Close()) }()
 	switch {
 	case resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusBadRequest:
-		return nil, fmt.Errorf("%w: the key server answered %s to %s", missing, resp.Status, url)
+		return nil, fmt.Errorf("%w: it answered %s to %s", errMissing, resp.Status, url)
 	case resp.StatusCode != http.StatusOK:
 		return nil, fmt.Errorf("asking the key server: %s (AMD limits the rate of questions; an offline store does not)", resp.Status)
 	}

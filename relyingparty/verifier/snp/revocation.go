@@ -52,7 +52,8 @@ func (v *Verifier) notRevoked(ctx context.Context, r Report, root Root, issuer *
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("getting the revocation list of %s, which an offline store may do without: %w", r.Product, err)
+			return fmt.Errorf("getting the revocation list of %s, without which no evidence of SNP is accepted "+
+				"(an offline store that is asked first needs neither list nor network; a list lives until the next start): %w", r.Product, err)
 		}
 		next, err := search(der, root.ARK, issuer)
 		if err != nil {

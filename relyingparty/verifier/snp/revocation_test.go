@@ -116,7 +116,7 @@ func TestWhoIsAskedForLists(t *testing.T) {
 		before      []Source
 		good, asked bool
 	}{
-		"nobody has one":                      {nil, nil, true, true},
+		"AMD says that it has none":           {nil, nil, false, true}, // it has one for every product: somebody holds it back
 		"an offline store without a list":     {nil, []Source{empty}, true, false},
 		"an offline store while AMD is down":  {map[string][]byte{vcekList: nil}, []Source{empty}, true, false},
 		"AMD is down":                         {map[string][]byte{vcekList: nil}, nil, false, true},

@@ -51,7 +51,9 @@ func TestKeyFromTheKeyServer(t *testing.T) {
 		m := s.model()
 		key := s.endorse(m.ChipID, m.TCB)
 		uri := "/vcek/v1/" + product + "/" + hexOf(m.ChipID) + "?" + query
-		kds, asked := fakeKDS(t, map[string][]byte{uri: key.Certificate.Raw})
+		kds, asked := fakeKDS(t, map[string][]byte{
+			uri: key.Certificate.Raw, "/vcek/v1/" + product + "/crl": crl(t, s.Makers().ARK, testTime.AddDate(0, 1, 0)),
+		})
 		v := s.verifier(Config{Sources: []Source{kds}})
 		for range 3 {
 			if _, err := v.Verify(t.Context(), toJSON(t, s.report(m, key)), verifier.Expected{ReportData: digest}); err != nil {
@@ -71,6 +73,7 @@ func TestKeyOfReportThatDoesNotNameItsProduct(t *testing.T) {
 	key := s.endorse(m.ChipID, m.TCB)
 	kds, _ := fakeKDS(t, map[string][]byte{
 		"/vcek/v1/Genoa/" + hexOf(m.ChipID) + "?blSPL=04&teeSPL=01&snpSPL=22&ucodeSPL=213": key.Certificate.Raw,
+		"/vcek/v1/Genoa/crl": crl(t, s.Makers().ARK, testTime.AddDate(0, 1, 0)),
 	})
 	v := s.verifier(Config{Sources: []Source{kds}})
 	if _, err := v.Verify(t.Context(), toJSON(t, s.report(m, key)), verifier.Expected{ReportData: digest}); err != nil {
