@@ -147,6 +147,29 @@ func TestOfflineStore(t *testing.T) {
 	}
 }
 
+// TestStoreThatMissedAnUpdate: after a firmware update the fallback of a store is
+// of the old firmware, and the next source has the key.
+func TestStoreThatMissedAnUpdate(t *testing.T) {
+	s := newSimulator(t, Milan)
+	m := s.model()
+	key, before := s.endorse(m.ChipID, m.TCB), m.TCB
+	before.SNP--
+	old, current := t.TempDir(), t.TempDir()
+	write(t, filepath.Join(old, "vcek", hexOf(m.ChipID), "vcek.der"), s.endorse(m.ChipID, before).Certificate.Raw)
+	write(t, filepath.Join(current, "vcek", hexOf(m.ChipID), "vcek.der"), key.Certificate.Raw)
+	raw := toJSON(t, s.report(m, key))
+	verify := func(sources ...Source) error {
+		_, err := s.verifier(Config{Sources: sources}).Verify(t.Context(), raw, verifier.Expected{ReportData: digest})
+		return err
+	}
+	if err := verify(OfflineStore(old), OfflineStore(current)); err != nil {
+		t.Error(err)
+	}
+	if err := verify(OfflineStore(old)); !errors.Is(err, ErrNoKey) || !strings.Contains(err.Error(), "other firmware") {
+		t.Error(err)
+	}
+}
+
 func TestHiddenChip(t *testing.T) {
 	s := newSimulator(t, Milan)
 	m := s.model()

@@ -186,17 +186,31 @@ func (v *Verifier) fetch(ctx context.Context, r Report) (*x509.Certificate, erro
 			if product == Turin {
 				id = id[:8]
 			}
-			der, err := s.VCEK(ctx, Chip{product, id, r.ReportedTCB})
+			key, err := fetchFrom(ctx, s, Chip{product, id, r.ReportedTCB})
 			if err == nil {
-				var key *x509.Certificate
-				if key, err = x509.ParseCertificate(der); err == nil {
-					return key, nil
-				}
+				return key, nil
 			}
 			failed = errors.Join(failed, err)
 		}
 	}
 	return nil, fmt.Errorf("fetching the VCEK: %w", failed)
+}
+
+// fetchFrom asks one source. A store may have the key of other firmware than the
+// chip runs now; then the next source is to be asked.
+func fetchFrom(ctx context.Context, s Source, chip Chip) (*x509.Certificate, error) {
+	der, err := s.VCEK(ctx, chip)
+	if err != nil {
+		return nil, err
+	}
+	key, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	if tcb, err := keyTCB(key, chip.Product); err == nil && tcb != chip.TCB {
+		return nil, fmt.Errorf("%w: one of other firmware, %+v", ErrNoKey, tcb)
+	}
+	return key, nil
 }
 
 // checkSignature verifies the signature of the report, ECDSA on P-384.
