@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	aa "github.com/sealpod/sealpod/api/attestationagent"
 	"github.com/sealpod/sealpod/attester"
 	"github.com/sealpod/sealpod/attester/eventlog"
+	"github.com/sealpod/sealpod/attester/internal/gate"
 	"github.com/sealpod/sealpod/attester/tdx"
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
@@ -21,6 +23,13 @@ import (
 // maxRuntimeData caps what a caller may have put into evidence, in bytes: the
 // evidence has to fit into a ttrpc frame of 4 MiB.
 const maxRuntimeData = 1 << 20
+
+// maxEvidence is how many callers' evidence is made at once. Making it takes
+// seconds on some machines, and devices serve in the order of coming: more in
+// that queue would keep an attestation for a token, or the event of a pulled
+// image, waiting past its deadline. Two, so that the device is in use while a
+// certificate is fetched.
+const maxEvidence = 2
 
 // EventLog records a runtime event and extends a measurement register with it.
 type EventLog interface {
@@ -44,6 +53,7 @@ type Deps struct {
 // RegisterGRPC. It is safe for concurrent use.
 type Agent struct {
 	tees     *attester.Set
+	asked    asked // tees, for evidence that callers ask for
 	events   EventLog
 	eventsOn bool
 	recorded []byte        // InitData.Recorded
@@ -61,7 +71,7 @@ func New(d Deps) *Agent {
 	if d.Log == nil {
 		d.Log = slog.Default()
 	}
-	a := &Agent{tees: d.TEEs, events: d.EventLog, eventsOn: d.Config.EventLog.Enable,
+	a := &Agent{tees: d.TEEs, asked: asked{d.TEEs, make(gate.Gate, maxEvidence)}, events: d.EventLog, eventsOn: d.Config.EventLog.Enable,
 		recorded: d.InitData.Recorded, unusable: map[string]error{}}
 	if a.eventsOn && a.events == nil {
 		d.Log.Warn("The event log is enabled but this TEE cannot extend measurements", "tee", d.TEEs.TEE())
@@ -99,6 +109,21 @@ func (a *Agent) Close() {
 	}
 }
 
+// asked are TEEs whose evidence callers ask for, at most maxEvidence at once.
+type asked struct {
+	*attester.Set
+	turn gate.Gate
+}
+
+// Evidence waits for its turn and returns the evidence of the primary TEE.
+func (s asked) Evidence(ctx context.Context, reportData []byte) (json.RawMessage, error) {
+	if err := s.turn.Lock(ctx); err != nil {
+		return nil, err
+	}
+	defer s.turn.Unlock()
+	return s.Set.Evidence(ctx, reportData)
+}
+
 // checkRuntimeData refuses what is longer than maxRuntimeData.
 func checkRuntimeData(b []byte) error {
 	if len(b) <= maxRuntimeData {
@@ -123,7 +148,7 @@ func (a *Agent) token(ctx context.Context, kind string) ([]byte, error) {
 		}
 		return tok.Marshal()
 	case kind == "coco_as" && a.as != nil:
-		return a.as.Token(ctx, a.tees)
+		return a.as.Token(ctx, a.asked)
 	case a.unusable[kind] != nil:
 		return nil, podvm.Explain(a.unusable[kind], fmt.Sprintf("the address or certificate in [token_configs.%s] is not usable", kind))
 	case kind == "kbs" || kind == "coco_as":

@@ -59,7 +59,7 @@ func (s service) GetEvidence(ctx context.Context, req *aa.GetEvidenceRequest) (*
 	if err := checkRuntimeData(req.GetRuntimeData()); err != nil {
 		return nil, rpc.Fail(ctx, codes.Internal, s.say.evidence, err)
 	}
-	out, err := s.a.tees.Evidence(ctx, req.GetRuntimeData())
+	out, err := s.a.asked.Evidence(ctx, req.GetRuntimeData())
 	if err != nil {
 		return nil, rpc.Fail(ctx, codes.Internal, s.say.evidence, err)
 	}

@@ -2,7 +2,8 @@
 //
 // Data path: an attester holds it while a device makes evidence, so that the
 // wait for a slow device ends with the caller's deadline, and so that nothing
-// changes a register or a log in between.
+// changes a register or a log in between. The attestation agent has one before
+// it for callers who ask for evidence.
 //
 // Trust: it sees no outside bytes.
 package gate
@@ -10,9 +11,12 @@ package gate
 import (
 	"context"
 	"fmt"
+
+	"github.com/sealpod/sealpod/podvm"
 )
 
-// Gate is a lock. Make it with New.
+// Gate is a lock. Who waits for it gets it in the order of coming. Make it with
+// New, or, for n holders at once, as a channel with room for n.
 type Gate chan struct{}
 
 // New returns an open gate.
@@ -28,7 +32,7 @@ func (g Gate) Lock(ctx context.Context) error {
 	case g <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("waiting for the device: %w", ctx.Err())
+		return podvm.Explain(fmt.Errorf("waiting for the device: %w", ctx.Err()), "the device is busy with other calls")
 	}
 }
 
