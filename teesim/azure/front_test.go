@@ -197,6 +197,22 @@ func TestWhatAClientLeavesLoadedIsFlushed(t *testing.T) {
 			t.Errorf("%#x: %v", uint32(key), err)
 		}
 	}
+	// A session that was saved does not count as an object.
+	sessions, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x02000000, PropertyCount: 1}.Execute(greedy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session, err := sessions.CapabilityData.Data.Handles()
+	if err != nil || len(session.Handle) != 1 {
+		t.Fatalf("%v, %v", session, err)
+	}
+	saved, err := tpm2.ContextSave{SaveHandle: session.Handle[0]}.Execute(greedy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (tpm2.ContextLoad{Context: saved.Context}).Execute(greedy); err != nil {
+		t.Errorf("loading a session: %v", err)
+	}
 	greedy.Close()
 	waitUntil(t, func() bool { _, err := sequence(other); return err == nil })
 	waitUntil(t, func() bool { _, _, err := tpm2.HMACSession(other, tpm2.TPMAlgSHA256, 16); return err == nil })
