@@ -3,12 +3,15 @@ package tdx
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 )
 
-// retryAfter is how long failed refreshes of collateral are not repeated.
+// retryAfter is how long refreshes of collateral that failed, or that brought
+// collateral out of date, are not repeated.
 const retryAfter = time.Minute
 
 // cacheKey names verified collateral: the platform, and the certificates it
@@ -53,8 +56,14 @@ func (s *cache) get(ctx context.Context, p Platform, ch *chain, now time.Time) (
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w: waiting for it: %w", ErrCollateral, ctx.Err())
 	}
-	if e.c != nil && now.Sub(e.at) < s.maxAge {
-		return e.c, nil
+	if e.c != nil {
+		serves := s.maxAge
+		if now.After(e.c.dates(ch).firstExpiry) {
+			serves = retryAfter
+		}
+		if now.Sub(e.at) < serves {
+			return e.c, nil
+		}
 	}
 	if e.failure == nil || now.Sub(e.tried) >= retryAfter {
 		fresh, err := s.fetch(ctx, p, ch)
@@ -81,6 +90,9 @@ func (s *cache) fetch(ctx context.Context, p Platform, ch *chain) (*checked, err
 	c, err := raw.check(ch)
 	if err != nil {
 		return nil, fmt.Errorf("%w: FMSPC %X: %w", ErrCollateral, p.FMSPC, err)
+	}
+	if !strings.EqualFold(c.tcb.Fmspc, hex.EncodeToString(p.FMSPC[:])) {
+		return nil, fmt.Errorf("%w: FMSPC %X: the TCB info is for another platform", ErrCollateral, p.FMSPC)
 	}
 	return c, nil
 }

@@ -31,8 +31,8 @@ type verdict struct {
 // status they give together. Source: Intel PCS API v4, "Get TDX TCB Info", and
 // the status rules of Intel's quote verification library.
 func (c *checked) judge(q *Quote, p *pckInfo) (*verdict, error) {
-	if !strings.EqualFold(c.tcb.Fmspc, hex.EncodeToString(p.fmspc)) || !strings.EqualFold(c.tcb.PceID, hex.EncodeToString(p.pceID)) {
-		return nil, errors.New("the TCB info is for another platform")
+	if !strings.EqualFold(c.tcb.PceID, hex.EncodeToString(p.pceID)) {
+		return nil, errors.New("the TCB info is for another provisioning enclave")
 	}
 	qe, err := c.judgeQE(q.qeReport)
 	if err != nil {

@@ -255,6 +255,7 @@ func TestBadCollateral(t *testing.T) {
 		"root list of another":   func(c *Collateral) { c.RootCRL = other.collateral(other.tcb()).RootCRL },
 		"lists swapped":          func(c *Collateral) { c.RootCRL, c.PCKCRL = c.PCKCRL, c.RootCRL },
 		"no lists":               func(c *Collateral) { c.PCKCRL = nil },
+		"of another platform":    func(c *Collateral) { m := s.tcb(); m.FMSPC = "ffffffffffff"; *c = *s.collateral(m) },
 		"TCB info of SGX":        func(c *Collateral) { m := s.tcb(); m.ID = "SGX"; *c = *s.collateral(m) },
 		"signing key is revoked": func(c *Collateral) { m := s.tcb(); m.Revoked = certs(s.Signer); *c = *s.collateral(m) },
 	} {
@@ -264,11 +265,6 @@ func TestBadCollateral(t *testing.T) {
 		if !errors.Is(err, ErrCollateral) || errors.Is(err, verifier.ErrEvidence) {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
-	m := s.tcb()
-	m.FMSPC = "ffffffffffff"
-	if _, _, err := s.verifier(s.collateral(m)).VerifyQuote(t.Context(), s.quote(s.model())); err == nil {
-		t.Error("TCB info of another platform")
 	}
 }
 
@@ -356,6 +352,36 @@ func TestCache(t *testing.T) {
 	key.slot <- struct{}{} // another guest is fetching
 	if _, _, err := v.VerifyQuote(ctx, quote); !errors.Is(err, context.Canceled) {
 		t.Errorf("guest that left: %v", err)
+	}
+}
+
+// TestStaleCollateralIsAskedForAgain: a caching service may be late by a day, and
+// collateral may expire while it is cached.
+func TestStaleCollateralIsAskedForAgain(t *testing.T) {
+	s := newSimulator(t)
+	now := simTime
+	old, fresh := s.tcb(), s.tcb()
+	old.NextUpdate = now.Add(time.Hour)
+	source := &fixed{c: s.collateral(old)}
+	v, err := New(Config{Roots: certs(s.root), Source: source, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		after time.Duration
+		asked int32
+		stale string
+	}{{0, 1, "0"}, {59 * time.Minute, 1, "0"}, {2 * time.Minute, 2, "1"}, {time.Second, 2, "1"}, {retryAfter, 3, "1"}} {
+		now = now.Add(step.after)
+		_, claims, err := v.VerifyQuote(t.Context(), s.quote(s.model()))
+		if err != nil || claims["collateral_expiration_status"] != step.stale || source.asked.Load() != step.asked {
+			t.Errorf("%s: asked %d times, stale %v, %v", now, source.asked.Load(), claims["collateral_expiration_status"], err)
+		}
+	}
+	source.c = s.collateral(fresh)
+	now = now.Add(retryAfter)
+	if _, claims, err := v.VerifyQuote(t.Context(), s.quote(s.model())); err != nil || claims["collateral_expiration_status"] != "0" {
+		t.Errorf("%v, %v", claims, err)
 	}
 }
 
