@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -77,4 +78,23 @@ func TestServeWaitsForCallsItCutsOff(t *testing.T) {
 		t.Error("Serve returned while a call it cut off was still running")
 	}
 	<-called
+}
+
+// A handler that waits to the end has the time to say why: its caller stops
+// listening at its deadline.
+func TestHandlersEndBeforeTheirCallersDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate(slog.New(slog.DiscardHandler))
+		for left, early := range map[time.Duration]time.Duration{50 * time.Second: toAnswer, time.Second: time.Second / 10} {
+			ctx, cancel := context.WithTimeout(t.Context(), left)
+			_, err := g.run(ctx, "m", func(ctx context.Context) (any, error) {
+				<-ctx.Done()
+				return nil, status.Error(codes.Internal, "why")
+			})
+			if end, _ := ctx.Deadline(); time.Until(end) != early || ctx.Err() != nil || status.Convert(err).Message() != "why" {
+				t.Errorf("%v, %s before the deadline of %s", err, time.Until(end), left)
+			}
+			cancel()
+		}
+	})
 }

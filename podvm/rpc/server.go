@@ -48,6 +48,10 @@ const (
 	// undoTime how long for those it then cuts off to clean up.
 	drainTime = 20 * time.Second
 	undoTime  = 5 * time.Second
+	// toAnswer, or a tenth of its time if that is less, is how long before a
+	// caller's deadline its call ends: at the deadline the caller stops
+	// listening, and would never be told why.
+	toAnswer = 500 * time.Millisecond
 )
 
 // SocketPath returns the path in a "unix://PATH" address.
@@ -129,7 +133,8 @@ func (l *listener) Close() error {
 
 // Serve registers services on a new server and serves them on l until ctx
 // ends; then it stops accepting, lets running calls finish for up to 20 s, gives
-// those it cuts off 5 s more to return, and returns nil. Handlers see a context that carries a request id and log.
+// those it cuts off 5 s more to return, and returns nil. Handlers see a context
+// that carries a request id and log, and ends a little before the caller's.
 func Serve(ctx context.Context, l net.Listener, log *slog.Logger, register func(*ttrpc.Server)) error {
 	return serve(ctx, l, log, drainTime, register) // tests wait less
 }
@@ -252,6 +257,11 @@ func (g *gate) run(ctx context.Context, method string, handle func(context.Conte
 		return nil, err
 	}
 	defer g.leave()
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, end.Add(-min(toAnswer, time.Until(end)/10)))
+		defer cancel()
+	}
 	select {
 	case g.slots <- struct{}{}:
 		defer func() { <-g.slots }()
