@@ -20,8 +20,8 @@ const (
 	Path = "/run/attestation-agent/eventlog"
 )
 
-// Caps in bytes. Both logs and a quote, in base64, have to fit into a ttrpc
-// frame of 4 MiB.
+// Caps in bytes. Both logs and a quote of 256 KiB, in base64, fit into a ttrpc
+// frame of 4 MiB; an answer that does not breaks its connection.
 const (
 	maxCCEL = 2 << 20
 	maxLog  = 512 << 10
@@ -36,7 +36,7 @@ const (
 func Combined(host podvm.Host) ([]byte, error) {
 	ccel, err := readIfThere(host.Path(CCELPath), maxCCEL)
 	if err != nil {
-		return nil, fmt.Errorf("reading the firmware's event log: %w", err)
+		return nil, podvm.Explain(fmt.Errorf("reading the firmware's event log: %w", err), "the firmware's event log (CCEL) cannot be read, or is too long")
 	}
 	path := Path
 	if p := host.Getenv("AAEL_PATH"); p != "" {
@@ -44,7 +44,7 @@ func Combined(host podvm.Host) ([]byte, error) {
 	}
 	events, err := readIfThere(host.Path(path), maxLog)
 	if err != nil {
-		return nil, fmt.Errorf("reading the event log: %w", err)
+		return nil, podvm.Explain(fmt.Errorf("reading the event log: %w", err), "the log of runtime events cannot be read, or is too long")
 	}
 	switch {
 	case ccel == nil && events == nil:

@@ -2,6 +2,7 @@ package tdx
 
 import (
 	"crypto/sha512"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -13,6 +14,8 @@ import (
 	"github.com/google/go-eventlog/tcg"
 
 	"github.com/sealpod/sealpod/attester/eventlog"
+	"github.com/sealpod/sealpod/attester/internal/tsm"
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // kernel is the registers as a kernel has them: what is written to a file is
@@ -114,4 +117,33 @@ func uefiHeader() []byte {
 	event := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2, 1, 0, 0, 0, 0x0c, 0, 48, 0, 0)
 	head := append([]byte{0, 0, 0, 0, 3, 0, 0, 0}, make([]byte, 20)...)
 	return append(append(head, byte(len(event)), 0, 0, 0), event...)
+}
+
+// Evidence fits the frame it travels in, whatever the host gives for a quote
+// and a firmware log, and however many events there are: an answer that does
+// not would break its connection, with all other calls on it.
+func TestTheLongestEvidenceFitsItsFrame(t *testing.T) {
+	const ccel, events = 2 << 20, 512 << 10
+	header := uefiHeader()
+	record := append([]byte{1, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0}, 0, 0, 0, 0)
+	binary.LittleEndian.PutUint32(record[12:], uint32(ccel-len(header)-len(record)))
+	a, _ := guest(t, quotes(make([]byte, tsm.MaxAttribute)), map[string]string{
+		eventlog.CCELPath: string(append(append(header, record...), make([]byte, ccel-len(header)-len(record))...)),
+		eventlog.Path:     string(make([]byte, events)),
+	})
+	out, err := a.Evidence(t.Context(), nil)
+	if err != nil || len(out) < 4*(ccel+events)/3 || len(out) > 4<<20-1024 {
+		t.Errorf("%d bytes, %v", len(out), err)
+	}
+	for path, size := range map[string]int{eventlog.CCELPath: ccel, eventlog.Path: events} {
+		if err := os.Truncate(a.host.Path(path), int64(size+1)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Evidence(t.Context(), nil); !errors.Is(err, podvm.ErrTooLarge) || podvm.Cause(err) == "" {
+			t.Errorf("%s is longer: %v", path, err)
+		}
+		if err := os.Truncate(a.host.Path(path), int64(size)); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

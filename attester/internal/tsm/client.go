@@ -10,9 +10,11 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// maxAttribute caps what is read from one attribute, in bytes. Reports are a
-// few KiB.
-const maxAttribute = 1 << 20
+// MaxAttribute caps what is read from one attribute, in bytes. Reports are a
+// few KiB; Linux has room for quotes of 128 KiB, since those with DICE
+// certificates take about 100.
+// Source: Linux drivers/virt/coco/tdx-guest, GET_QUOTE_BUF_SIZE.
+const MaxAttribute = 256 << 10
 
 // HostClient returns a client of the configfs below host. It differs from
 // go-configfs-tsm's own in that it finds the tree below host.Root and bounds
@@ -32,7 +34,7 @@ func (c client) MkdirTemp(dir, pattern string) (string, error) {
 }
 
 func (c client) ReadFile(name string) ([]byte, error) {
-	return podvm.ReadFileMax(c.host.Path(name), maxAttribute)
+	return podvm.ReadFileMax(c.host.Path(name), MaxAttribute)
 }
 
 func (c client) ReadDir(name string) ([]os.DirEntry, error) { return os.ReadDir(c.host.Path(name)) }

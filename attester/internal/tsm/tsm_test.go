@@ -138,7 +138,7 @@ func openFiles(t *testing.T) int {
 }
 
 func TestHostClientBounds(t *testing.T) {
-	client, dir := tree(t, &tsmtest.Driver{Provider: "p\n", Out: func([]byte) ([]byte, error) { return make([]byte, maxAttribute+1), nil }})
+	client, dir := tree(t, &tsmtest.Driver{Provider: "p\n", Out: func([]byte) ([]byte, error) { return make([]byte, MaxAttribute+1), nil }})
 	if _, err := New(client, "p").Get(t.Context(), [64]byte{}, false); err == nil || !strings.Contains(err.Error(), "too large") {
 		t.Errorf("got %v", err)
 	}
