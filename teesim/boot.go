@@ -63,8 +63,8 @@ func (m *Machine) mountSys(ctx context.Context, t sysfs.Tree) error {
 	return nil
 }
 
-// refresh is how long the paravisor takes to put new report data into its
-// report. Azure's takes longer; any delay makes the guest wait for it.
+// refresh is the shortest time between two renewals of the paravisor's report, so
+// that guests have to wait for theirs. Azure's is 2 s.
 const refresh = 20 * time.Millisecond
 
 // bootAzure starts a machine whose launch the hardware measures up to the
