@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sealpod/sealpod/attester/internal/vtpm"
+	"github.com/sealpod/sealpod/attester/internal/gate"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -159,7 +159,7 @@ func (m *metadata) ask(ctx context.Context, method, path string, body []byte, an
 		if try == tries || final(err) {
 			return fmt.Errorf("%w after %d tries: %w", ErrMetadata, try, err)
 		}
-		if werr := vtpm.Wait(ctx, wait); werr != nil {
+		if werr := gate.Wait(ctx, wait); werr != nil {
 			return fmt.Errorf("%w: %w: %w", ErrMetadata, werr, err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sealpod/sealpod/attester/internal/gate"
 	"github.com/sealpod/sealpod/attester/internal/vtpm"
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -54,7 +55,7 @@ func (a *Attester) report(ctx context.Context, c *vtpm.Conn, reportData []byte) 
 		}
 		// A report of an older paravisor may be read while it is written, so
 		// even a malformed one is read again.
-		if vtpm.Wait(enough, wait) == nil {
+		if gate.Wait(enough, wait) == nil {
 			continue
 		}
 		if ctx.Err() != nil {

@@ -9,10 +9,13 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"golang.org/x/sys/unix"
+
+	"github.com/sealpod/sealpod/attester/internal/gate"
 )
 
 // Bounds of an exchange.
@@ -61,7 +64,7 @@ func (c *Conn) Send(cmd []byte) ([]byte, error) {
 		if try == busyTries || !busy(tpm2.TPMRC(binary.BigEndian.Uint32(out[6:]))) {
 			return out, nil
 		}
-		if err := Wait(c.ctx, wait); err != nil {
+		if err := gate.Wait(c.ctx, wait); err != nil {
 			return nil, fmt.Errorf("using the TPM: %w", err)
 		}
 	}
@@ -73,35 +76,35 @@ func busy(rc tpm2.TPMRC) bool {
 	return rc == tpm2.TPMRCRetry || rc == tpm2.TPMRCYielded || rc == tpm2.TPMRCTesting || rc == tpm2.TPMRCNVRate
 }
 
-// Wait returns after d, or with ctx's error when that ends first.
-func Wait(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func openLink(path string) (link, error) {
+// openLink opens the TPM at path and keeps other processes that open it this way
+// waiting, as a second agent: two would mix their report data, and extend PCR 8
+// twice.
+func openLink(ctx context.Context, path string) (link, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
+	flags, lock := unix.O_RDWR, path
+	isSocket := st.Mode()&fs.ModeSocket != 0
 	switch {
-	case st.Mode()&fs.ModeSocket != 0:
-		return socket(path), nil
+	case isSocket: // it cannot be locked itself
+		flags, lock = unix.O_RDONLY, filepath.Dir(path)
 	case st.Mode()&fs.ModeCharDevice == 0:
 		return nil, fmt.Errorf("%w: %s is no device", ErrNoTPM, path)
 	}
 	// Not os.OpenFile: it would make reads return before the answer is there.
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(lock, flags|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		return nil, &fs.PathError{Op: "open", Path: lock, Err: err}
 	}
-	return node{os.NewFile(uintptr(fd), path)}, nil
+	f := os.NewFile(uintptr(fd), lock)
+	if err := gate.LockFile(ctx, f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if isSocket {
+		return socket{path, f}, nil
+	}
+	return node{f}, nil
 }
 
 // node is the kernel's device: a write runs the command, a read gets the
@@ -117,16 +120,19 @@ func (n node) exchange(_ context.Context, cmd []byte) ([]byte, error) {
 	return out[:size], err
 }
 
-// socket is the path of a simulated TPM. Each command has a connection of its
-// own, since emulators serve one at a time.
-type socket string
+// socket is a simulated TPM. Each command has a connection of its own, since
+// emulators serve one at a time.
+type socket struct {
+	path string
+	lock *os.File
+}
 
-func (s socket) Close() error { return nil }
+func (s socket) Close() error { return s.lock.Close() }
 
 func (s socket) exchange(ctx context.Context, cmd []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, socketTimeout)
 	defer cancel()
-	c, err := new(net.Dialer).DialContext(ctx, "unix", string(s))
+	c, err := new(net.Dialer).DialContext(ctx, "unix", s.path)
 	if err != nil {
 		return nil, err
 	}

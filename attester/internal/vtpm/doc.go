@@ -8,8 +8,8 @@
 // other machines it is the host's. Either way its answers are hostile here:
 // capped, parsed within bounds, and checked against what was asked.
 //
-// Waiting: one caller at a time has the TPM, and the wait for it ends with the
-// caller's context. A command through a socket ends with the context too. One
+// Waiting: one caller at a time has the TPM, among all processes that use this
+// package, and the wait for it ends with the caller's context. A command through a socket ends with the context too. One
 // to the kernel's device cannot be called off: the context is looked at before
 // it, and the kernel's driver bounds it, to 2 s for the long ones a TPM says it
 // has and to 120 s for a TPM that hangs.

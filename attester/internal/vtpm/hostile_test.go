@@ -39,7 +39,7 @@ func (s *script) exchange(context.Context, []byte) ([]byte, error) {
 }
 
 func scripted(l link) *TPM {
-	return &TPM{gate: gate.New(), open: func() (link, error) { return l, nil }}
+	return &TPM{gate: gate.New(), open: func(context.Context) (link, error) { return l, nil }}
 }
 
 // operations are all a caller can do.

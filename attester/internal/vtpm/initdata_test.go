@@ -2,9 +2,12 @@ package vtpm
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -54,6 +57,61 @@ func TestInitDataIsBoundOncePerBoot(t *testing.T) {
 	bound()
 	if extended != 2 {
 		t.Errorf("%d extensions after somebody else's", extended)
+	}
+}
+
+// Two agents that start at the same moment, one for ttrpc and one for gRPC, bind
+// once.
+func TestInitDataIsBoundOnceByTwoAtOnce(t *testing.T) {
+	digest := sha256.Sum256([]byte("init data"))
+	want := sha256.Sum256(append(make([]byte, 32), digest[:]...))
+	for name, host := range map[string]func(*vtpmtest.TPM) podvm.Host{
+		"sockets": func(p *vtpmtest.TPM) podvm.Host { return p.Machine(t) },
+		"device nodes": func(p *vtpmtest.TPM) podvm.Host {
+			path := device(t, p)
+			return podvm.Host{LookupEnv: func(string) (string, bool) { return path, true }}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tpm := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
+			host := host(tpm)
+			var agents sync.WaitGroup
+			for range 4 {
+				agents.Go(func() {
+					if err := New(host).BindInitData(t.Context(), digest[:]); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			agents.Wait()
+			err := with(t, host, func(c *Conn) error {
+				now, err := c.ReadPCR(8)
+				if !bytes.Equal(now, want[:]) {
+					t.Errorf("PCR 8 is %x", now)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A process that keeps the TPM keeps others waiting for as long as they like.
+func TestATPMInUseByAnotherProcess(t *testing.T) {
+	host := vtpmtest.Start(t, testenv.Tool(t, "swtpm")).Machine(t)
+	err := with(t, host, func(*Conn) error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		err := New(host).Do(ctx, func(*Conn) error { t.Error("both have it"); return nil })
+		if !errors.Is(err, context.DeadlineExceeded) || podvm.Cause(err) == "" {
+			t.Errorf("got %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

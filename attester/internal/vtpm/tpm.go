@@ -31,23 +31,23 @@ func devices() []string {
 }
 
 // TPM is the TPM of a machine. It is safe for concurrent use: whoever has it in
-// Do has it alone in this process, so whatever shares a machine's TPM must
-// share its TPM value. Make it with New.
+// Do has it alone among TPM values, also those of other processes. Callers of
+// one value are served in the order of coming, others in none. Make it with New.
 type TPM struct {
 	gate gate.Gate
-	open func() (link, error)
+	open func(context.Context) (link, error)
 }
 
 // New returns the TPM below host: the one AA_TPM_DEVICE names, or else the
 // first there is. It is looked for on each use. A unix socket in place of a
 // device is a simulated machine's.
 func New(host podvm.Host) *TPM {
-	return &TPM{gate: gate.New(), open: func() (link, error) {
+	return &TPM{gate: gate.New(), open: func(ctx context.Context) (link, error) {
 		path, err := find(host)
 		if err != nil {
 			return nil, err
 		}
-		return openLink(path)
+		return openLink(ctx, path)
 	}}
 }
 
@@ -89,7 +89,7 @@ func (t *TPM) lock(ctx context.Context) (*Conn, error) {
 	if err := t.gate.Lock(ctx); err != nil {
 		return nil, err
 	}
-	l, err := t.open()
+	l, err := t.open(ctx)
 	if err != nil {
 		t.gate.Unlock()
 		return nil, fmt.Errorf("opening the TPM: %w", err)
