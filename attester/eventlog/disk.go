@@ -1,16 +1,22 @@
 package eventlog
 
 import (
+	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 
+	"github.com/sealpod/sealpod/attester/internal/gate"
 	"github.com/sealpod/sealpod/podvm"
 )
 
 // disk is the files of a Log; each method is one step a crash can fall between
 // or into. Tests make every step crash.
 type disk interface {
+	// lock keeps other processes that lock the file out until it is closed, and
+	// waits for one that has it, but not longer than ctx.
+	lock(ctx context.Context, path string) (io.Closer, error)
 	// create makes an empty file with its directory unless it is there.
 	create(path string) error
 	size(path string) (int64, error)
@@ -26,6 +32,17 @@ type disk interface {
 // files is a disk on the file system of host. The directory holds nothing
 // secret but belongs to this program alone.
 type files struct{ host podvm.Host }
+
+func (f files) lock(ctx context.Context, path string) (io.Closer, error) {
+	file, err := os.Open(f.host.Path(path))
+	if err != nil {
+		return nil, err
+	}
+	if err := gate.LockFile(ctx, file); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
 
 func (f files) create(path string) error {
 	path = f.host.Path(path)

@@ -49,10 +49,11 @@ func (l *Log) BindInitData(ctx context.Context, digest []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := l.registers.Lock(ctx); err != nil {
+	unlock, err := l.lock(ctx)
+	if err != nil {
 		return fmt.Errorf("binding init data: %w", err)
 	}
-	defer l.registers.Unlock()
+	defer unlock()
 	if _, err := l.complete(); err != nil {
 		return fmt.Errorf("completing the event before: %w", err)
 	}

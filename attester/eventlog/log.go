@@ -21,7 +21,8 @@ const (
 )
 
 // Log records events. Events are recorded one at a time, under the lock of the
-// registers; it is safe for concurrent use.
+// registers, and under one on the file, which other processes may have open as
+// a Log too; it is safe for concurrent use.
 type Log struct {
 	platform   Platform
 	registers  Registers
@@ -61,13 +62,14 @@ func open(ctx context.Context, o Options, d disk) (*Log, error) {
 		return nil, fmt.Errorf("opening the event log: default register: %w", err)
 	}
 	l := &Log{platform: o.Platform, registers: o.Registers, defaultPCR: o.DefaultPCR, disk: d}
-	if err := l.registers.Lock(ctx); err != nil {
-		return nil, fmt.Errorf("opening the event log: %w", err)
-	}
-	defer l.registers.Unlock()
 	if err := d.create(Path); err != nil {
 		return nil, fmt.Errorf("opening the event log: %w", err)
 	}
+	unlock, err := l.lock(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("opening the event log: %w", err)
+	}
+	defer unlock()
 	found, err := l.complete()
 	if err != nil {
 		return nil, fmt.Errorf("opening the event log: %w", err)
@@ -76,6 +78,22 @@ func open(ctx context.Context, o Options, d disk) (*Log, error) {
 		o.Log.Warn("An interrupted event was completed in the event log", "file", Path)
 	}
 	return l, nil
+}
+
+// lock takes the registers and the log, and returns what gives them back.
+func (l *Log) lock(ctx context.Context) (unlock func(), err error) {
+	if err := l.registers.Lock(ctx); err != nil {
+		return nil, err
+	}
+	file, err := l.disk.lock(ctx, Path)
+	if err != nil {
+		l.registers.Unlock()
+		return nil, err
+	}
+	return func() {
+		_ = file.Close() // read-only
+		l.registers.Unlock()
+	}, nil
 }
 
 // Extend measures the event in the register of pcr, nil meaning the default
@@ -96,10 +114,11 @@ func (l *Log) Extend(ctx context.Context, domain, operation, content string, pcr
 	if err != nil {
 		return fmt.Errorf("extending: %w", err)
 	}
-	if err := l.registers.Lock(ctx); err != nil {
+	unlock, err := l.lock(ctx)
+	if err != nil {
 		return fmt.Errorf("extending: %w", err)
 	}
-	defer l.registers.Unlock()
+	defer unlock()
 	if _, err := l.complete(); err != nil {
 		return fmt.Errorf("completing the event before: %w", err)
 	}

@@ -58,7 +58,7 @@ func LockFile(ctx context.Context, f *os.File) error {
 			return fmt.Errorf("locking %s: %w", f.Name(), err)
 		}
 		if err := Wait(ctx, wait); err != nil {
-			return podvm.Explain(fmt.Errorf("locking %s: %w", f.Name(), err), "another process keeps the device busy")
+			return podvm.Explain(fmt.Errorf("locking %s: %w", f.Name(), err), "the device or the event log is in use by another process")
 		}
 	}
 }
