@@ -199,7 +199,7 @@ affirmed contains trust_claim if {
 
 holds([claim, "is", value]) if claimed(claim) == value
 
-holds([claim, "listed", name]) if claimed(claim) in query_reference_value(name)
+holds([claim, "listed", name]) if claimed(claim) in list(name)
 
 holds([claim, "same", name]) if {
 	value := query_reference_value(name)
@@ -215,9 +215,14 @@ holds([claim, "at least", name]) if {
 	value >= minimum
 }
 
-holds([claim, "pinned", name]) if claimed(claim) in query_reference_value(name)
+holds([claim, "pinned", name]) if claimed(claim) in list(name)
 
 holds([_, "pinned", name]) if query_reference_value(name) == null
+
+list(name) := value if {
+	value := query_reference_value(name)
+	is_array(value)
+}
 
 # A claim that is missing is like no value that JSON has.
 claimed(claim) := object.get(input, split(claim, "."), set())
