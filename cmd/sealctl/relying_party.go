@@ -42,9 +42,14 @@ makes and shows once. It speaks the protocol of Trustee's KBS (0.4.0): Trustee's
 kbs-client works with it, and its guests do.
 
 It verifies AMD SEV-SNP and Intel TDX, bare and as Azure has them, under the
-roots of AMD and Intel, plain TPMs, and "sample" evidence of pods without a TEE. The services of AMD and Intel are asked
-only when evidence needs them; without a way out, give --snp-vcek a directory and
---tdx-collateral a file.
+roots of AMD and Intel, plain TPMs, and "sample" evidence of pods without a TEE.
+The services of AMD and Intel are asked only when evidence needs them: for keys,
+revocation lists and the state of TDX platforms. The answers are kept in memory,
+lists and platforms until they expire. So after a start each service must answer
+once, and until it does evidence of its hardware is refused; the log names it.
+Without a way out, give --snp-vcek a directory and --tdx-collateral a file. With
+a directory in the first place AMD is not asked for revocation lists: those in
+the directory count, and none where it has none.
 
 As installed it opens nothing to "sample", and resources to a genuine guest only
 once its measurements are among the reference values ("affirming").
@@ -87,6 +92,9 @@ func (o relyingPartyOptions) run(cmd *cobra.Command) error {
 	}
 	if err := podvm.NoCoreDumps(); err != nil {
 		log.Warn("Core dumps stay possible", "err", err)
+	}
+	if o.simulator != "" && (cmd.Flags().Changed("snp-vcek") || cmd.Flags().Changed("tdx-collateral")) {
+		return fmt.Errorf("--trust-simulator trusts no real TEE: give it without --snp-vcek and --tdx-collateral (%w)", cli.ErrUsage)
 	}
 	verifiers, err := o.verifiers()
 	if err != nil {
