@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -118,10 +117,8 @@ func Run(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
-	if st, e := os.Lstat(path); e == nil && st.Mode()&fs.ModeSocket != 0 {
-		if e := os.Remove(path); e != nil && !errors.Is(e, fs.ErrNotExist) {
-			return fmt.Errorf("removing a stale socket: %w", e)
-		}
+	if err := rpc.RemoveStale(ctx, path); err != nil {
+		return err
 	}
 	h, err := Open(ctx, cfg, host, log)
 	if err != nil && ctx.Err() != nil {
