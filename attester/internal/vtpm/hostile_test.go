@@ -154,6 +154,45 @@ func TestASilentTPMEndsWithTheContext(t *testing.T) {
 	}
 }
 
+// hanging is a TPM behind a device node that takes a command and never answers:
+// the call that sent it cannot be called off.
+type hanging struct{ asked, answer chan struct{} }
+
+func (h hanging) Close() error { return nil }
+
+func (h hanging) exchange(context.Context, []byte) ([]byte, error) {
+	close(h.asked)
+	<-h.answer
+	return nil, io.ErrUnexpectedEOF
+}
+
+// The call that hangs keeps no other waiting past its deadline, and those are
+// told why.
+func TestATPMThatHangsHoldsUpNobodyPastTheirDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hanging{make(chan struct{}), make(chan struct{})}
+		tpm, first := scripted(h), make(chan error)
+		go func() { first <- tpm.Do(t.Context(), operations["read PCR"]) }()
+		<-h.asked
+		for range 3 {
+			start := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
+			err := Explain(tpm.Do(ctx, operations["quote"]), "the TPM gave no evidence")
+			cancel()
+			if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 50*time.Second || podvm.Cause(err) != "the device is busy with other calls" {
+				t.Errorf("%v after %s", err, time.Since(start))
+			}
+			if err := tpm.Registers().Lock(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("registers: %v", err)
+			}
+		}
+		close(h.answer)
+		if err := <-first; !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Error(err)
+		}
+	})
+}
+
 // Whatever a TPM answers, an operation ends, with its result or an error.
 func FuzzHostileTPM(f *testing.F) {
 	pcrs := vtpmtest.Frame(0, false, append([]byte{0, 0, 0, 1, 0, 0, 0, 1, 0, 0x0b, 3, 0, 1, 0, 0, 0, 0, 1, 0, 32}, make([]byte, 32)...))
