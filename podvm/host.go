@@ -23,7 +23,11 @@ type Host struct {
 }
 
 // The environment variables that put a daemon on a simulated machine. Evidence
-// made there is signed by a simulator, under roots of its own.
+// made there is signed by a simulator, under roots of its own, so a real relying
+// party refuses it: nobody gains anything by setting them in a real machine, but
+// a pod without keys. Daemons read them at the start only. A container cannot
+// set them; who can (the image, a unit, the kernel command line) could as well
+// start another program, which is what measurements of those are for.
 const (
 	HostRootEnv = "SEALPOD_HOST_ROOT" // a directory, Host.Root
 	IMDSEnv     = "SEALPOD_IMDS_URL"  // Host.IMDS

@@ -12,6 +12,9 @@
 // process of the network namespace may ask, and on a vTPM may extend PCR 8 with
 // BindInitData, as with upstream's.
 //
+// Callers wait for a slow device: those who want evidence for each other, tokens
+// and events for few of them. An attestation serves all who wait for a token.
+//
 // Init data is bound before anything is served. Where that is an event of the
 // agent's own, no caller can record one like it, see eventlog.Domain.
 //

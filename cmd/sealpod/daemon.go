@@ -27,7 +27,7 @@ func runDaemon(applet, level string, serve func(ctx context.Context, host podvm.
 	defer stop()
 	log.Info("Starting", "version", podvm.Version())
 	if host.Simulated() {
-		log.Warn("The machine is a simulation: its evidence proves nothing to a real relying party", "root", host.Root)
+		log.Warn("The machine is a simulation: its evidence proves nothing to a real relying party", "root", host.Root, "metadata", host.IMDS)
 	}
 	err = serve(ctx, host, log)
 	if err == nil {

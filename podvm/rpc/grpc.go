@@ -17,7 +17,8 @@ import (
 )
 
 // Limits of a gRPC server, beside those of its calls. What callers can make it
-// hold is maxConns × maxStreams × maxRequest, 288 MiB.
+// hold is maxConns × maxStreams × maxRequest, as it came and decoded: 288 MiB.
+// One process can take all connections for itself: a port knows no callers.
 const (
 	maxConns    = 16
 	maxStreams  = 8                // calls of one connection at once; a client queues more
