@@ -28,9 +28,9 @@ const alarmRatio = 200
 // into dir, which exists and is empty. key is what UnwrapKey returned for
 // spec: nil exactly if the media type is not encrypted.
 //
-// Five stages run in goroutines of their own, joined by bounded rings: read
-// and hash the blob, decrypt and hash (encrypted layers), inflate, hash the
-// tar, unpack it. Apply returns when all have ended. If blob is an io.Closer it
+// Its stages run in goroutines of their own, joined by bounded rings: read and
+// hash the blob, decrypt it and hash the result (encrypted layers), inflate,
+// hash the tar, unpack it. Apply returns when all have ended. If blob is an io.Closer it
 // is closed when ctx ends or a stage gives up, so that a Read that hangs cannot
 // hold Apply. A panic in a stage is an error of that stage.
 //
@@ -75,10 +75,13 @@ func (r *run) apply(ctx context.Context, blob io.Reader, dir string) (Stats, err
 	if r.key != nil {
 		cipher := in
 		in = stage(func(out *ring) error { return r.decrypt(cipher, out) })
+		if plain := in; r.packed != nil && r.packed != r.tar {
+			in = stage(func(out *ring) error { return r.hash(plain, out, r.packed) })
+		}
 	}
 	packed := in
 	tar := stage(func(out *ring) error { return r.inflate(packed, out) })
-	hashed := stage(func(out *ring) error { return r.hash(tar, out) })
+	hashed := stage(func(out *ring) error { return r.hash(tar, out, r.tar) })
 	spawn(func() error { return r.unpack(gctx, hashed, dir) })
 	err := g.Wait()
 	if ctx.Err() != nil {
@@ -171,11 +174,18 @@ func newRun(spec Spec, key *Key, opts Options) (*run, error) {
 	if opts.MaxBytes == 0 {
 		opts.MaxBytes = DefaultMaxBytes
 	}
+	if f.compression == uncompressed && spec.Size > opts.MaxBytes {
+		return nil, fmt.Errorf("%w: a tar of %d bytes, more than %d", ErrTooLarge, spec.Size, opts.MaxBytes)
+	}
 	r := &run{
 		spec: spec, format: f, key: key, opts: opts, log: opts.Log, decrypter: decrypt, inflater: inflate,
 		blob: blob.Verifier(), tar: diffID.Verifier(),
 	}
-	if key != nil && key.plain != "" {
+	switch {
+	case key == nil || key.plain == "":
+	case f.compression == uncompressed && key.plain == diffID:
+		r.packed = r.tar // the same bytes, hashed once
+	default:
 		r.packed = key.plain.Verifier()
 	}
 	if r.log == nil {

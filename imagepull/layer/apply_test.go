@@ -197,6 +197,21 @@ func TestZeroBomb(t *testing.T) {
 	}
 }
 
+// TestTarBeyondTheCapIsNotRead: the size of an uncompressed layer is in its
+// descriptor, encrypted or not.
+func TestTarBeyondTheCapIsNotRead(t *testing.T) {
+	raw := tarOf(t, "a", noise(1<<20))
+	plain := plainLayer(oci, raw, raw)
+	sealed, _ := seal(t, plain)
+	for _, s := range []sample{plain, sealed} {
+		blob := &counting{Reader: bytes.NewReader(s.blob)}
+		_, err := Apply(t.Context(), blob, s.spec, s.key, t.TempDir(), Options{Mode: Plain, MaxBytes: 1 << 20})
+		if !errors.Is(err, ErrTooLarge) || blob.n != 0 {
+			t.Errorf("%v after %d bytes", err, blob.n)
+		}
+	}
+}
+
 func TestApplyPassesOnReadErrors(t *testing.T) {
 	raw := tarOf(t, "a", noise(1<<20))
 	plain := plainLayer(oci, raw, raw)

@@ -38,7 +38,7 @@ func TestPanicOfTheBlobIsAnErrorOfTheLayer(t *testing.T) {
 // that fails: the ciphertext is read to its end and judged first.
 func TestPanicTellsNothingOfUnauthenticBytes(t *testing.T) {
 	raw := tarOf(t, "big", noise(4<<20))
-	good, _ := seal(t, plainLayer(oci, raw, raw))
+	good, _ := seal(t, plainLayer(oci+"+gzip", gz(t, raw), raw))
 	forged := good.with(func(s *sample) { s.blob[len(s.blob)-1] ^= 1; s.redigest() })
 	stages := map[string]func(*run){
 		"cipher":   func(r *run) { r.decrypter = func(io.Reader, *Key) (io.Reader, error) { panic("boom") } },

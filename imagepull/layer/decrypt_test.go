@@ -97,7 +97,7 @@ func TestDetailsOfAuthenticLayers(t *testing.T) {
 		"not gzip":             {plainLayer(oci+"+gzip", raw, raw), ErrArchive},
 		"broken tar":           {plainLayer(oci, []byte(noise(5000)), []byte(noise(5000))), ErrArchive},
 		"forbidden name":       {plainLayer(oci, tarOf(t, "../x", "1"), tarOf(t, "../x", "1")), ErrArchive},
-		"beyond the cap":       {plainLayer(oci, tarOf(t, "a", noise(17<<20)), nil), ErrTooLarge},
+		"beyond the cap":       {plainLayer(oci+"+gzip", gz(t, tarOf(t, "a", noise(17<<20))), nil), ErrTooLarge},
 		"garbage after it all": {plainLayer(oci+"+gzip", concat(gz(t, raw), []byte("garbage")), raw), ErrArchive},
 		"diffID":               {plainLayer(oci, raw, []byte("other")), ErrDiffID},
 	}

@@ -45,11 +45,7 @@ func (r *run) decrypt(in, out *ring) error {
 		if err != nil {
 			return err
 		}
-		var tap io.Writer
-		if r.packed != nil {
-			tap = r.packed
-		}
-		_, err = out.pump(plain, tap, math.MaxInt64)
+		_, err = out.pump(plain, nil, math.MaxInt64)
 		return err
 	})
 	r.cipherErr = err
@@ -79,9 +75,9 @@ func (r *run) inflate(in, out *ring) error {
 	return nil
 }
 
-// hash computes the diffID. It has a goroutine to itself so that neither the
-// inflater nor the unpacker, whichever is slower, waits for it.
-func (r *run) hash(in, out *ring) error {
+// hash passes on what it hashes. It has a goroutine to itself so that neither
+// the stage before nor the one after, whichever is slower, waits for it.
+func (r *run) hash(in, out *ring, h io.Writer) error {
 	for {
 		b, err := in.next()
 		if errors.Is(err, io.EOF) {
@@ -89,7 +85,7 @@ func (r *run) hash(in, out *ring) error {
 			return nil
 		}
 		if err == nil {
-			_, _ = r.tar.Write(b) // a hash, never fails
+			_, _ = h.Write(b) // a hash, never fails
 			err = out.send(b)
 		}
 		if err != nil {
