@@ -3,15 +3,19 @@ package relyingparty
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/relyingparty/session"
 	"github.com/sealpod/sealpod/relyingparty/store"
+	"github.com/sealpod/sealpod/relyingparty/verifier"
+	"github.com/sealpod/sealpod/relyingparty/verifier/sample"
 )
 
 // TestErrors has one case for each row of the protocol's error table, and for
@@ -354,5 +358,54 @@ func TestWorkForStrangersIsBounded(t *testing.T) {
 	}
 	if !p.s.work.TryAcquire(maxWorkBytes) {
 		t.Error("room was not given back")
+	}
+}
+
+// silent verifies samples, but for one that makes it ask somebody who does not
+// answer.
+type silent struct {
+	sample.CPU
+	asked chan<- struct{}
+}
+
+func (v silent) Verify(ctx context.Context, raw json.RawMessage, want verifier.Expected) ([]verifier.Claims, error) {
+	if !strings.Contains(string(raw), "ask") {
+		return v.CPU.Verify(ctx, raw, want)
+	}
+	verifier.Wait(ctx, func() {
+		v.asked <- struct{}{}
+		<-ctx.Done()
+	})
+	return nil, ctx.Err()
+}
+
+// TestSilentKeyServerKeepsOutNobodyElse: guests that fill all the room, and wait
+// for an answer, do not hold up others.
+func TestSilentKeyServerKeepsOutNobodyElse(t *testing.T) {
+	asked := make(chan struct{})
+	p := newParty(t, func(c *Config) { c.Verifiers = []verifier.Verifier{silent{asked: asked}} })
+	ctx, hangUp := context.WithCancel(t.Context())
+	var waiting sync.WaitGroup
+	for range maxWorkBytes / DefaultMaxBodyBytes {
+		g := newGuest(p)
+		g.auth()
+		body := g.attestationWith(g.nonce, func([]byte) string { return `{"ask":1}` })
+		body += strings.Repeat(" ", DefaultMaxBodyBytes-len(body))
+		waiting.Go(func() {
+			r := httptest.NewRequestWithContext(ctx, "POST", prefix+"attest", strings.NewReader(body))
+			r.AddCookie(g.cookie)
+			w := httptest.NewRecorder()
+			p.s.Handler().ServeHTTP(w, r)
+			if w.Code != 401 {
+				t.Errorf("%d %s", w.Code, w.Body)
+			}
+		})
+		<-asked
+	}
+	newGuest(p).handshake()
+	hangUp()
+	waiting.Wait()
+	if !p.s.work.TryAcquire(maxWorkBytes) {
+		t.Error("room was not given back, or given back twice")
 	}
 }

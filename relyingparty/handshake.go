@@ -124,15 +124,16 @@ func (s *Server) attestSession(c *call, ses *session.Session) error {
 		return err
 	}
 	// Only now that all of it is here: a slow sender must not hold room.
-	if err := s.work.Acquire(c.r.Context(), int64(len(raw))); err != nil {
+	room, err := s.enter(c.r.Context(), int64(len(raw)))
+	if err != nil {
 		return fmt.Errorf("waiting for attestations before this one: %w", err)
 	}
-	defer s.work.Release(int64(len(raw)))
+	defer room.leave()
 	var a kbs.Attestation
 	if err := json.Unmarshal(raw, &a); err != nil {
 		return fmt.Errorf("%w: %w", attestation.ErrAttestation, err)
 	}
-	result, err := s.attest.Attest(c.r.Context(), ses.TEE, ses.Nonce, a)
+	result, err := s.attest.Attest(verifier.WithPark(c.r.Context(), room.park), ses.TEE, ses.Nonce, a)
 	if err != nil {
 		return err
 	}

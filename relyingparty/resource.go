@@ -70,11 +70,11 @@ func (s *Server) authorise(c *call) (kbs.PublicKey, error) {
 	if err != nil {
 		return kbs.PublicKey{}, err
 	}
-	weight := int64(min(len(text), token.MaxBytes))
-	if err := s.work.Acquire(c.r.Context(), weight); err != nil {
+	room, err := s.enter(c.r.Context(), int64(min(len(text), token.MaxBytes)))
+	if err != nil {
 		return kbs.PublicKey{}, fault(variantPlugin, detailPlugin, fmt.Errorf("waiting for requests before this one: %w", err))
 	}
-	defer s.work.Release(weight)
+	defer room.leave()
 	claims, err := s.issuer.Verify(text)
 	if err != nil {
 		return kbs.PublicKey{}, fault(variantToken, "Token Verifier error", err)

@@ -47,7 +47,9 @@ func (v *Verifier) notRevoked(ctx context.Context, r Report, root Root, issuer *
 		if !ok {
 			continue
 		}
-		der, err := lists.CRL(ctx, Issuer{r.Product, r.signer == signedByVLEK})
+		var der []byte
+		var err error
+		verifier.Wait(ctx, func() { der, err = lists.CRL(ctx, Issuer{r.Product, r.signer == signedByVLEK}) })
 		if errors.Is(err, ErrNoList) {
 			return nil
 		}

@@ -199,7 +199,9 @@ func (v *Verifier) fetch(ctx context.Context, r Report) (*x509.Certificate, erro
 // fetchFrom asks one source. A store may have the key of other firmware than the
 // chip runs now; then the next source is to be asked.
 func fetchFrom(ctx context.Context, s Source, chip Chip) (*x509.Certificate, error) {
-	der, err := s.VCEK(ctx, chip)
+	var der []byte
+	var err error
+	verifier.Wait(ctx, func() { der, err = s.VCEK(ctx, chip) })
 	if err != nil {
 		return nil, err
 	}

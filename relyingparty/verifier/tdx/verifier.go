@@ -168,7 +168,8 @@ func (v *Verifier) VerifyQuote(ctx context.Context, raw []byte) (*Quote, map[str
 		}
 	}
 	platform := Platform{FMSPC: [6]byte(info.fmspc), CA: ch.caType}
-	c, err := v.cache.get(ctx, platform, ch, now)
+	var c *checked
+	verifier.Wait(ctx, func() { c, err = v.cache.get(ctx, platform, ch, now) })
 	if err != nil {
 		return nil, nil, err
 	}
