@@ -172,6 +172,15 @@ func TestBindingDropsTheToken(t *testing.T) {
 
 // Both servers offer what the .proto has, and nothing else.
 func TestGRPCHasEveryMethod(t *testing.T) {
+	conn := startGRPC(t, Deps{})
+	for _, other := range []string{
+		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+		"/grpc.health.v1.Health/Check", "/grpc.channelz.v1.Channelz/GetServers", "/attestation_agent.AttestationAgentService/Other",
+	} {
+		if err := conn.Invoke(t.Context(), other, &aa.GetTeeTypeRequest{}, &aa.GetTeeTypeResponse{}); status.Code(err) != codes.Unimplemented {
+			t.Errorf("%s: %v", other, err)
+		}
+	}
 	want := aa.File_attestationagent_attestation_agent_proto.Services().ByName("AttestationAgentService")
 	if string(want.FullName()) != grpcServiceName || want.Methods().Len() != len(grpcService.Methods) {
 		t.Errorf("%s has %d methods", want.FullName(), want.Methods().Len())
