@@ -1,7 +1,9 @@
 package registry
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,6 +21,23 @@ var ErrAuthFile = errors.New("invalid registry credentials file")
 type Credentials struct {
 	Username string
 	Password podvm.Secret
+}
+
+func (c Credentials) anonymous() bool { return c.Username == "" && len(c.Password) == 0 }
+
+// basic is the header of basic authentication.
+func (c Credentials) basic() string {
+	raw := slices.Concat([]byte(c.Username), []byte(":"), c.Password)
+	defer clear(raw)
+	return "Basic " + base64.StdEncoding.EncodeToString(raw)
+}
+
+// key tells credentials apart without keeping them.
+func (c Credentials) key() string {
+	sum := sha256.New()
+	fmt.Fprintf(sum, "%d:%s", len(c.Username), c.Username)
+	sum.Write(c.Password) //nolint:errcheck // a hash never fails
+	return hex.EncodeToString(sum.Sum(nil))
 }
 
 // AuthFile is a parsed auth.json: {"auths":{"<key>":{"auth":"base64(user:pass)"}}}.

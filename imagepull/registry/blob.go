@@ -3,61 +3,17 @@ package registry
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
-	"time"
 )
-
-// errStalled says that a peer sent nothing for too long.
-var errStalled = errors.New("the connection stalled")
-
-// stalled returns errStalled in place of err when that is why ctx has ended.
-func stalled(ctx context.Context, err error) error {
-	if errors.Is(context.Cause(ctx), errStalled) {
-		return errStalled
-	}
-	return err
-}
-
-// stallBody cancels the request of a body when one Read takes longer than
-// limit. Time the reader spends elsewhere does not count.
-type stallBody struct {
-	body   io.ReadCloser
-	limit  time.Duration
-	timer  *time.Timer
-	cancel context.CancelCauseFunc
-}
-
-func newStallBody(body io.ReadCloser, limit time.Duration, cancel context.CancelCauseFunc) *stallBody {
-	t := time.AfterFunc(limit, func() { cancel(errStalled) })
-	t.Stop()
-	return &stallBody{body: body, limit: limit, timer: t, cancel: cancel}
-}
-
-// Read implements io.Reader.
-func (b *stallBody) Read(p []byte) (int, error) {
-	b.timer.Reset(b.limit)
-	n, err := b.body.Read(p)
-	if !b.timer.Stop() && errors.Is(err, context.Canceled) {
-		err = errStalled
-	}
-	return n, err
-}
-
-// Close implements io.Closer. It may run beside Read.
-func (b *stallBody) Close() error {
-	b.timer.Stop()
-	b.cancel(nil)
-	return b.body.Close()
-}
 
 // Blob opens a layer for reading. The reader returns exactly desc.Size bytes
 // or an error; it verifies no digest, the caller does. A connection that
-// breaks is taken up again where it broke. Close may be called while a Read
+// breaks is taken up again where it broke, and a large blob that a slow network
+// holds up comes over several connections. Close may be called while a Read
 // runs and ends it.
 //
 // A foreign layer that the registry does not have is taken from the https URLs
@@ -66,26 +22,23 @@ func (b *stallBody) Close() error {
 // Errors, also of Read: ErrUnauthorized, ErrNotFound, ErrUnavailable, ErrDigest
 // (size), ErrTruncated.
 func (r *Repository) Blob(ctx context.Context, desc Descriptor) (io.ReadCloser, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	b := &blob{ctx: ctx, cancel: cancel, repo: r, desc: desc, client: r.http, url: r.base + "/blobs/" + desc.Digest}
-	err := b.open()
+	what := "layer " + desc.Digest + " of " + r.ref.Name()
+	b, err := r.source(desc, r.http, r.base+"/blobs/"+desc.Digest).start(ctx)
 	if errors.Is(err, ErrNotFound) && isForeign(desc.MediaType) {
 		for _, u := range desc.URLs {
-			if parsed, e := url.Parse(u); e != nil || parsed.Scheme != "https" {
+			if parsed, e := url.Parse(u); e != nil || parsed.Scheme != "https" || parsed.User != nil {
 				continue
 			}
-			b.client, b.url = r.anonymous, u
-			if err = b.open(); err == nil {
+			r.log.Info("Foreign layer is not in the registry, trying its URL", "layer", desc.Digest)
+			if b, err = r.source(desc, r.anonymous, u).start(ctx); err == nil {
 				break
 			}
 		}
 	}
 	if err != nil {
-		err = explain(ctx, err, r.ref.Registry, "layer "+desc.Digest)
-		cancel()
-		return nil, err
+		return nil, explain(ctx, err, r.ref.Registry, what)
 	}
-	return b, nil
+	return &explained{ReadCloser: b, ctx: ctx, registry: r.ref.Registry, what: what}, nil
 }
 
 // isForeign tells layers that need not be in the registry.
@@ -94,126 +47,92 @@ func isForeign(mediaType string) bool {
 	return strings.Contains(mediaType, ".nondistributable.") || strings.Contains(mediaType, ".foreign.")
 }
 
-// blob reads one blob over as many connections as it takes.
-type blob struct {
-	ctx    context.Context
-	cancel context.CancelFunc
+// explained adds to the errors of Read what users see.
+type explained struct {
+	io.ReadCloser
+	ctx            context.Context
+	registry, what string
+}
+
+// Read implements io.Reader.
+func (e *explained) Read(p []byte) (int, error) {
+	n, err := e.ReadCloser.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // only a bare io.EOF is a clean end
+		err = explain(e.ctx, err, e.registry, e.what)
+	}
+	return n, err
+}
+
+// source is where the bytes of a blob come from. Its spans share what they
+// learn about it.
+type source struct {
 	repo   *Repository
 	desc   Descriptor
 	client *http.Client
 	url    string
-	off    int64 // bytes handed out
-	broken int   // connections that broke since the last progress
-	last   int64 // off when the latest connection was opened
+	home   string // origin of url
 
-	mu   sync.Mutex // guards body against Close
-	body io.ReadCloser
+	mu       sync.Mutex
+	noRanges bool   // asked for a range, it sent something else
+	direct   string // where url redirects to; "" when not known
 }
 
-// progress is how much a connection must bring for earlier failures to be
-// forgotten, so that a slow, flaky link finishes and a hostile one does not.
-const progress = 1 << 20
-
-// open starts a connection at b.off.
-func (b *blob) open() error {
-	return b.repo.retry(b.ctx, "blob "+b.desc.Digest, func() error {
-		header := http.Header{}
-		if b.off > 0 {
-			header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, b.desc.Size-1))
-		}
-		resp, err := b.repo.get(b.ctx, b.client, b.url, header)
-		if err != nil {
-			return err
-		}
-		if err := b.position(resp); err != nil {
-			_ = resp.Body.Close()
-			return err
-		}
-		b.mu.Lock()
-		b.body, b.last = resp.Body, b.off
-		b.mu.Unlock()
-		return nil
-	})
+func (r *Repository) source(desc Descriptor, client *http.Client, from string) *source {
+	s := &source{repo: r, desc: desc, client: client, url: from}
+	if u, err := url.Parse(from); err == nil {
+		s.home = origin(u)
+	}
+	return s
 }
 
-// position makes sure that the body of resp continues at b.off and promises no
-// other size than the descriptor.
-func (b *blob) position(resp *http.Response) error {
-	rest := b.desc.Size - b.off
-	if resp.StatusCode == http.StatusPartialContent {
-		var first, last int64
-		_, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/", &first, &last)
-		if err != nil || first != b.off || last != b.desc.Size-1 {
-			return fmt.Errorf("%w: range from %d answered with %q", ErrDigest, b.off, resp.Header.Get("Content-Range"))
-		}
-	} else {
-		rest = b.desc.Size
+// start opens the blob at its beginning.
+func (s *source) start(ctx context.Context) (io.ReadCloser, error) {
+	if s.desc.Size > s.repo.client.ranging.above {
+		return startRanged(ctx, s)
 	}
-	if resp.ContentLength >= 0 && resp.ContentLength != rest {
-		return fmt.Errorf("%w: registry announces %d bytes, expected %d", ErrDigest, resp.ContentLength, rest)
-	}
-	if resp.StatusCode == http.StatusOK && b.off > 0 {
-		if _, err := io.CopyN(io.Discard, resp.Body, b.off); err != nil {
-			return fmt.Errorf("skipping to offset %d: %w", b.off, err)
-		}
-	}
-	return nil
+	return s.span(ctx, 0, s.desc.Size)
 }
 
-// Read implements io.Reader.
-func (b *blob) Read(p []byte) (int, error) {
-	for {
-		n, err := b.body.Read(p)
-		if int64(n) > b.desc.Size-b.off {
-			return 0, b.fail(fmt.Errorf("%w: more than the %d bytes of its descriptor", ErrDigest, b.desc.Size))
-		}
-		b.off += int64(n)
-		switch {
-		case err == nil, err == io.EOF && b.off == b.desc.Size:
-			return n, err
-		case n > 0:
-			return n, nil // the error comes back with the next call
-		case b.ctx.Err() != nil:
-			return 0, b.fail(err)
-		}
-		if err := b.resume(err); err != nil {
-			return 0, b.fail(err)
-		}
-	}
+func (s *source) rangesRefused() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.noRanges
 }
 
-// resume opens the next connection after one ended early with cause.
-func (b *blob) resume(cause error) error {
-	if b.off-b.last >= progress {
-		b.broken = 0
-	}
-	if b.broken++; b.broken >= maxTries {
-		if errors.Is(cause, io.EOF) || errors.Is(cause, io.ErrUnexpectedEOF) {
-			cause = fmt.Errorf("%w: %d of %d bytes", ErrTruncated, b.off, b.desc.Size)
+func (s *source) refuseRanges() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.noRanges = true
+}
+
+// get requests the blob from where the registry redirected to the last time,
+// which saves asking it for each part, or else from the registry.
+func (s *source) get(ctx context.Context, header http.Header) (*http.Response, error) {
+	s.mu.Lock()
+	direct := s.direct
+	s.mu.Unlock()
+	if direct != "" {
+		resp, err := s.repo.get(ctx, s.repo.anonymous, direct, header)
+		if err == nil {
+			return resp, nil
 		}
-		return cause
+		s.mu.Lock()
+		s.direct = "" // such URLs expire
+		s.mu.Unlock()
+		var status *statusError
+		if !errors.As(err, &status) {
+			return nil, err
+		}
 	}
-	b.repo.log.Warn("Blob connection broke, resuming", "layer", b.desc.Digest, "offset", b.off, "err", cause)
-	_ = b.body.Close()
-	if err := sleep(b.ctx, b.repo.wait(cause, b.broken)); err != nil {
-		return err
+	resp, err := s.repo.get(ctx, s.client, s.url, header)
+	if err != nil {
+		return nil, err
 	}
-	err := b.open()
-	var status *statusError
-	if errors.As(err, &status) && status.code == http.StatusRequestedRangeNotSatisfiable {
-		return fmt.Errorf("%w: %d of %d bytes", ErrTruncated, b.off, b.desc.Size)
+	// Elsewhere on the registry's own host the login would be needed.
+	if final := resp.Request.URL; origin(final) != s.home {
+		s.mu.Lock()
+		s.direct = final.String()
+		s.mu.Unlock()
 	}
-	return err
-}
-
-func (b *blob) fail(err error) error {
-	return explain(b.ctx, err, b.repo.ref.Registry, "layer "+b.desc.Digest)
-}
-
-// Close implements io.Closer.
-func (b *blob) Close() error {
-	b.cancel()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.body.Close()
+	return resp, nil
 }

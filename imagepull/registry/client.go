@@ -9,12 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
+	"sync"
 	"time"
-
-	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
-	"golang.org/x/net/http/httpproxy"
 
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -28,7 +25,12 @@ const (
 	maxHeader      = 64 << 10         // bytes of response headers
 	readBuffer     = 64 << 10         // bytes per connection
 	maxRedirects   = 5
+	maxConns       = 32 // per host; further requests wait
+	maxLogins      = 64 // remembered
 )
+
+// hubEndpoint is where Docker Hub's registry is.
+const hubEndpoint = "index.docker.io"
 
 // Options configures a Client.
 type Options struct {
@@ -48,14 +50,15 @@ type Options struct {
 	Stall time.Duration
 }
 
-// Proxy names the proxies for https and http URLs and a comma-separated list
-// of hosts, domains and CIDRs reached directly. Loopback never uses a proxy.
-type Proxy struct{ HTTPS, HTTP, NoProxy string }
-
 // Client holds the connections to registries. It is safe for concurrent use.
 type Client struct {
-	opts Options
-	base *http.Transport
+	opts    Options
+	base    *http.Transport
+	ranging ranging
+	helpers chan struct{} // one value per further connection in use
+
+	mu     sync.Mutex
+	logins map[string]*login
 }
 
 // NewClient returns a Client. It touches no network.
@@ -76,26 +79,30 @@ func NewClient(opts Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	proxy, err := proxyFunc(opts.Proxy, opts.Host)
+	proxy, proxies, err := proxyFunc(opts.Proxy, opts.Host)
 	if err != nil {
 		return nil, err
 	}
-	dialer := &net.Dialer{Timeout: connectTimeout, KeepAlive: 15 * time.Second}
-	return &Client{opts: opts, base: &http.Transport{
+	d := &dialer{Dialer: net.Dialer{Timeout: connectTimeout, KeepAlive: 15 * time.Second}, proxies: proxies}
+	c := &Client{opts: opts, ranging: defaultRanging, helpers: make(chan struct{}, maxHelpers), logins: map[string]*login{}}
+	c.base = &http.Transport{
 		Proxy:                  func(r *http.Request) (*url.URL, error) { return proxy(r.URL) },
-		DialContext:            dialer.DialContext,
+		OnProxyConnectResponse: checkProxy,
+		DialContext:            d.dial,
 		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    connectTimeout,
 		ResponseHeaderTimeout:  header,
 		ExpectContinueTimeout:  time.Second,
 		IdleConnTimeout:        30 * time.Second,
 		MaxIdleConnsPerHost:    8,
+		MaxConnsPerHost:        maxConns,
 		MaxResponseHeaderBytes: maxHeader,
 		ReadBufferSize:         readBuffer,
 		// Blobs are hashed as sent: no transparent gunzip. And HTTP/1.1 only,
 		// so that parallel layers do not share one TCP connection.
 		DisableCompression: true,
-	}}, nil
+	}
+	return c, nil
 }
 
 // Close closes idle connections.
@@ -117,104 +124,66 @@ func rootPool(extra []string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-func proxyFunc(p *Proxy, host podvm.Host) (func(*url.URL) (*url.URL, error), error) {
-	env := func(upper, lower string) string {
-		if v := host.Getenv(upper); v != "" {
-			return v
-		}
-		return host.Getenv(lower)
-	}
-	conf := httpproxy.Config{
-		HTTPSProxy: env("HTTPS_PROXY", "https_proxy"),
-		HTTPProxy:  env("HTTP_PROXY", "http_proxy"),
-		NoProxy:    env("NO_PROXY", "no_proxy"),
-	}
-	if p != nil {
-		conf = httpproxy.Config{HTTPSProxy: p.HTTPS, HTTPProxy: p.HTTP, NoProxy: p.NoProxy}
-	}
-	for _, s := range []string{conf.HTTPSProxy, conf.HTTPProxy} {
-		if _, err := url.Parse(s); err != nil {
-			return nil, fmt.Errorf("proxy URL is malformed") // it may hold a password
-		}
-	}
-	return conf.ProxyFunc(), nil
-}
-
 // Open logs in to the registry of a candidate and returns its repository.
+// Registry and token service are asked once; later calls with the same
+// credentials use what is known while it is good.
 // Errors: ErrUnauthorized, ErrUnavailable.
 func (c *Client) Open(ctx context.Context, cand Candidate, cred Credentials) (*Repository, error) {
 	ref := cand.Reference
-	opts := []name.Option{name.WeakValidation}
 	scheme := "https"
 	if cand.Insecure {
 		scheme = "http"
-		opts = append(opts, name.Insecure)
 	}
-	reg, err := name.NewRegistry(ref.Registry, opts...)
-	if err != nil {
-		return nil, fmt.Errorf("%w: registry %s: %w", ErrReference, ref.Registry, err)
+	host := ref.Registry
+	if host == dockerHub {
+		host = hubEndpoint
 	}
-	auth := authn.Anonymous
-	if cred.Username != "" || len(cred.Password) > 0 {
-		auth = &authn.Basic{Username: cred.Username, Password: string(cred.Password)}
+	registry := &url.URL{Scheme: scheme, Host: host, Path: "/v2/"}
+	cred.Password = slices.Clone(cred.Password) // the caller wipes its own
+	plain := &http.Client{
+		Transport:     &guard{next: c.base, host: host, plain: cand.Insecure},
+		CheckRedirect: checkRedirect,
+	}
+	in := &session{
+		login:      c.login(registry.String() + ref.Repository + " " + cred.key()),
+		cred:       cred,
+		repository: ref.Repository,
+		client:     plain,
+		limit:      2 * c.opts.Stall,
 	}
 	r := &Repository{
-		ref:  ref,
-		base: scheme + "://" + reg.RegistryStr() + "/v2/" + ref.Repository,
-		opts: c.opts,
-		log:  c.opts.Log,
+		ref:       ref,
+		base:      registry.String() + ref.Repository,
+		client:    c,
+		opts:      c.opts,
+		log:       c.opts.Log,
+		anonymous: plain,
+		http: &http.Client{
+			Transport:     &sessionAuth{next: plain.Transport, at: origin(registry), session: in},
+			CheckRedirect: checkRedirect,
+		},
 	}
-	bottom := transport.NewUserAgent(&schemeGuard{next: c.base, host: reg.RegistryStr(), plain: cand.Insecure}, "sealpod/"+podvm.Version())
-	r.anonymous = &http.Client{Transport: bottom, CheckRedirect: checkRedirect}
-	err = r.retry(ctx, "logging in", func() error {
-		// ggcr reads the answers to their ends, however long those take.
-		ctx, cancel := context.WithTimeoutCause(ctx, maxStalls*c.opts.Stall, errStalled)
-		defer cancel()
-		rt, err := transport.NewWithContext(ctx, reg, auth, bottom, []string{"repository:" + ref.Repository + ":pull"})
-		if err != nil {
-			return normalize(stalled(ctx, err), 0)
-		}
-		r.http = &http.Client{Transport: rt, CheckRedirect: checkRedirect}
-		return nil
-	})
+	err := r.retry(ctx, "logging in", func() error { return in.start(ctx, registry.String()) })
 	if err != nil {
-		return nil, explain(ctx, err, ref.Registry, "access to "+ref.Name())
+		return nil, explain(ctx, err, ref.Registry, "login for "+ref.Name())
 	}
 	return r, nil
 }
 
-// schemeGuard holds requests to the scheme the rules chose: a registry is
-// reached over HTTPS, or over plain HTTP when it is marked insecure, and an
-// HTTPS registry never leads to plain HTTP elsewhere. ggcr on its own falls
-// back to HTTP for private addresses.
-type schemeGuard struct {
-	next  http.RoundTripper
-	host  string
-	plain bool
-}
-
-// RoundTrip implements http.RoundTripper.
-func (g *schemeGuard) RoundTrip(req *http.Request) (*http.Response, error) {
-	switch {
-	case req.URL.Scheme == "https" && (!g.plain || req.URL.Host != g.host):
-	case req.URL.Scheme == "http" && g.plain:
-	default:
-		if req.Body != nil {
-			_ = req.Body.Close()
+// login returns what is known under key, at first nothing.
+func (c *Client) login(key string) *login {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l := c.logins[key]; l != nil {
+		return l
+	}
+	for k := range c.logins {
+		if len(c.logins) < maxLogins {
+			break
 		}
-		return nil, fmt.Errorf("%w: %s to %s", errScheme, req.URL.Scheme, podvm.Printable(req.URL.Host, 128))
+		delete(c.logins, k) // any: it costs one more login
 	}
-	return g.next.RoundTrip(req)
-}
-
-// checkRedirect lets a registry point to its blob store, a few hops at most
-// and never from https to something else.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) > maxRedirects {
-		return fmt.Errorf("%w: more than %d", errRedirect, maxRedirects)
-	}
-	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
-		return fmt.Errorf("%w: from https to %s", errRedirect, req.URL.Scheme)
-	}
-	return nil
+	l := newLogin()
+	c.logins[key] = l
+	return l
 }

@@ -220,7 +220,7 @@ func TestProxySelection(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			f, err := proxyFunc(tt.conf, env)
+			f, _, err := proxyFunc(tt.conf, env)
 			if err != nil {
 				t.Fatal(err)
 			}

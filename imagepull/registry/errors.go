@@ -3,13 +3,15 @@ package registry
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
-
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"syscall"
 
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -25,12 +27,6 @@ var (
 	ErrUnavailable = errors.New("registry unavailable")
 	// ErrTruncated says that a blob ended before the size of its descriptor.
 	ErrTruncated = errors.New("blob is truncated")
-
-	// errScheme says that a request would have used the wrong one of http and
-	// https.
-	errScheme = errors.New("scheme refused")
-	// errRedirect ends a redirect that must not be followed.
-	errRedirect = errors.New("redirect refused")
 )
 
 // statusError is an HTTP answer other than success.
@@ -58,39 +54,39 @@ func (e *statusError) Is(target error) bool {
 	return false
 }
 
-// temporary says that asking again may help.
-func (e *statusError) temporary() bool {
-	return e.code == http.StatusRequestTimeout || e.code == http.StatusTooManyRequests || e.code >= 500
+// temporary says that asking again may change a status.
+func temporary(code int) bool {
+	return code == http.StatusRequestTimeout || code == http.StatusTooManyRequests || code >= 500
 }
 
-// checkStatus turns an answer into a statusError unless its status is one of
-// want.
-func checkStatus(resp *http.Response, want ...int) error {
-	err := transport.CheckError(resp, want...)
-	if err == nil {
-		return nil
+// maxErrorBody is how much of an answer other than success is read, in bytes.
+const maxErrorBody = 8 << 10
+
+// statusOf makes an error of an answer other than success, with the registry's
+// own words if there are some. The caller closes the body.
+// Source: OCI distribution-spec v1.1 section "Error Codes".
+func statusOf(resp *http.Response) error {
+	e := &statusError{code: resp.StatusCode}
+	raw, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	var doc struct {
+		Errors []struct {
+			Code    string `json:"code"`
+			Message string `json:"message"`
+		} `json:"errors"`
 	}
-	return normalize(err, resp.StatusCode)
+	if json.Unmarshal(raw, &doc) == nil && len(doc.Errors) > 0 {
+		e.detail = podvm.Printable(strings.TrimSpace(doc.Errors[0].Code+" "+doc.Errors[0].Message), 200)
+	}
+	return withRetryAfter(e, resp)
 }
 
-// normalize turns what ggcr reports into a statusError with a printable text:
-// its own errors quote whole bodies. code is used when err carries none.
-func normalize(err error, code int) error {
-	var te *transport.Error
-	switch {
-	case errors.As(err, &te):
-		e := &statusError{code: te.StatusCode}
-		if len(te.Errors) > 0 {
-			e.detail = podvm.Printable(strings.TrimSpace(string(te.Errors[0].Code)+" "+te.Errors[0].Message), 200)
-		}
-		return e
-	case code != 0:
-		return &statusError{code: code}
-	}
+// tidy takes from an error of http.Client what must not be logged: where a
+// registry redirects to, the query is often a credential.
+func tidy(err error) error {
 	var ue *url.Error
 	if errors.As(err, &ue) {
-		// Where a registry redirects to, the query is often a credential.
 		ue.URL, _, _ = strings.Cut(ue.URL, "?")
+		ue.URL = podvm.Printable(ue.URL, 512)
 	}
 	return err
 }
@@ -100,17 +96,23 @@ func normalize(err error, code int) error {
 func retryable(err error) bool {
 	var status *statusError
 	if errors.As(err, &status) {
-		return status.temporary()
+		return temporary(status.code)
+	}
+	for _, final := range []error{
+		errRedirect, errScheme, errLocal, errRealm, errToken, errProxy, errNoParts, ErrDigest, ErrTruncated,
+		podvm.ErrTooLarge, http.ErrSchemeMismatch,
+	} {
+		if errors.Is(err, final) {
+			return false
+		}
 	}
 	var cert *tls.CertificateVerificationError
-	final := errors.Is(err, errRedirect) || errors.Is(err, ErrDigest) || errors.Is(err, ErrTruncated) ||
-		errors.Is(err, podvm.ErrTooLarge) || errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, &cert)
-	return !final
+	return !errors.As(err, &cert)
 }
 
-// explain attaches to err, met while doing what with host, the sentence users
-// see. Errors that already carry one keep it.
-func explain(ctx context.Context, err error, host, what string) error {
+// explain attaches to err, met while doing what with the registry, the sentence
+// users see. Errors that already carry one keep it.
+func explain(ctx context.Context, err error, registry, what string) error {
 	if err == nil || podvm.Cause(err) != "" {
 		return err
 	}
@@ -118,30 +120,75 @@ func explain(ctx context.Context, err error, host, what string) error {
 	if ctx.Err() != nil {
 		return podvm.Explain(fmt.Errorf("%w: %w", err, context.Cause(ctx)), what+": the request was cancelled or ran out of time")
 	}
+	var token *tokenError
+	service := ""
+	if errors.As(err, &token) {
+		service = "token service " + token.host + " of "
+	}
+	text, unavailable := reason(err, service+"registry "+registry, what)
+	if unavailable {
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return podvm.Explain(err, text)
+}
+
+// reason is the sentence for err, and whether it counts as ErrUnavailable. peer
+// is whom the request was for.
+func reason(err error, peer, what string) (text string, unavailable bool) {
 	var status *statusError
 	var cert *tls.CertificateVerificationError
 	switch {
 	case errors.Is(err, ErrUnauthorized):
-		return podvm.Explain(err, fmt.Sprintf("Not authorized: registry %s refused %s; check the registry credentials", host, what))
+		return fmt.Sprintf("Not authorized: %s refused %s; check the registry credentials", peer, what), false
 	case errors.Is(err, ErrNotFound):
-		return podvm.Explain(err, fmt.Sprintf("%s: not found in registry %s", what, host))
+		return fmt.Sprintf("%s: not found in %s; check the name and the tag", what, peer), false
+	case errors.As(err, &status) && status.code == http.StatusTooManyRequests:
+		return fmt.Sprintf("%s: %s answered 429 Too Many Requests; log in, use a mirror or wait", what, peer), true
 	case errors.As(err, &status):
-		return podvm.Explain(fmt.Errorf("%w: %w", ErrUnavailable, err), fmt.Sprintf("%s: registry %s answered %d %s", what, host, status.code, http.StatusText(status.code)))
+		return fmt.Sprintf("%s: %s answered %d %s", what, peer, status.code, http.StatusText(status.code)), true
 	case errors.Is(err, ErrDigest):
-		return podvm.Explain(err, what+": digest mismatch, the registry served other bytes than the image names")
+		return what + ": digest mismatch, the registry served other bytes than the image names", false
 	case errors.Is(err, ErrTruncated):
-		return podvm.Explain(err, what+": the registry's data is truncated")
+		return what + ": the registry's data is truncated", false
 	case errors.Is(err, podvm.ErrTooLarge):
-		return podvm.Explain(err, what+": the registry's document is too large")
+		return what + ": the document " + peer + " sent is too large", false
 	case errors.Is(err, ErrManifest):
 		// The texts of ErrManifest are composed here, quotes are made printable.
-		return podvm.Explain(err, podvm.Printable(err.Error(), 400))
-	case errors.Is(err, errRedirect):
-		return podvm.Explain(err, fmt.Sprintf("%s: registry %s redirects in a loop or to an insecure place", what, host))
-	case errors.Is(err, http.ErrSchemeMismatch):
-		return podvm.Explain(fmt.Errorf("%w: %w", ErrUnavailable, err), fmt.Sprintf("registry %s speaks plain HTTP; mark it insecure in the registry configuration", host))
-	case errors.As(err, &cert):
-		return podvm.Explain(fmt.Errorf("%w: %w", ErrUnavailable, err), fmt.Sprintf("the certificate of registry %s is not trusted; add its CA to extra_root_certificates", host))
+		return podvm.Printable(err.Error(), 400), false
+	case errors.Is(err, errRedirect), errors.Is(err, errScheme):
+		return fmt.Sprintf("%s: %s redirects in a loop or to an insecure place", what, peer), true
 	}
-	return podvm.Explain(fmt.Errorf("%w: %w", ErrUnavailable, err), fmt.Sprintf("registry %s is unreachable", host))
+	if errors.As(err, &cert) {
+		return fmt.Sprintf("%s: the certificate of %s is not trusted; add its CA to extra_root_certificates", what, peer), true
+	}
+	return fmt.Sprintf("%s: %s %s", what, peer, trouble(err)), true
+}
+
+// trouble says what kept a request from being answered, and what to do.
+func trouble(err error) string {
+	var dns *net.DNSError
+	var op *net.OpError
+	switch {
+	case errors.Is(err, errLocal):
+		return "leads to an address of this machine or its link, which is refused"
+	case errors.Is(err, errRealm):
+		return "names a token service that is no URL"
+	case errors.Is(err, errToken):
+		return "sent no token that can be used"
+	case errors.Is(err, errProxy), errors.As(err, &op) && op.Op == "proxyconnect":
+		return "is unreachable: the proxy does not let the connection through; check image_pull_proxy"
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return "speaks plain HTTP; mark it insecure in the registry configuration"
+	case errors.As(err, &dns):
+		return "is unreachable: its name does not resolve; check the name, DNS and the proxy"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "is unreachable: the connection was refused; check host and port"
+	case errors.Is(err, errStalled):
+		return "is unreachable: it takes connections but sends too little; check the network and the proxy"
+	}
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return "is unreachable: no answer in time; check the network and the proxy"
+	}
+	return "is unreachable: the connection broke; check the network, and whether it speaks plain HTTP or HTTPS"
 }

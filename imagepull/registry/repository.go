@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -16,6 +15,7 @@ import (
 type Repository struct {
 	ref       Reference
 	base      string // scheme://host/v2/path
+	client    *Client
 	opts      Options
 	log       *slog.Logger
 	http      *http.Client // sends credentials to the registry
@@ -116,24 +116,33 @@ func (r *Repository) manifest(ctx context.Context, target string) (raw []byte, d
 }
 
 func (r *Repository) manifestOnce(ctx context.Context, target string) ([]byte, string, error) {
-	resp, err := r.get(ctx, r.http, r.base+"/manifests/"+target, http.Header{"Accept": {acceptManifest}})
+	raw, answer, err := r.document(ctx, "/manifests/"+target, http.Header{"Accept": {acceptManifest}}, maxManifest)
 	if err != nil {
 		return nil, "", err
-	}
-	raw, err := readBody(resp, maxManifest)
-	if err != nil {
-		return nil, "", err
-	}
-	if checkDigest(target) == nil { // a tag has no colon
-		return raw, target, verify(raw, target)
 	}
 	// The header binds nothing, but a mismatch shows a broken cache early.
-	if sent := resp.Header.Get("Docker-Content-Digest"); checkDigest(sent) == nil {
-		if err := verify(raw, sent); err != nil {
-			return nil, "", err
+	digest := digestOf("sha256", raw)
+	for _, want := range []string{answer.Get("Docker-Content-Digest"), target} {
+		if checkDigest(want) != nil { // a tag has no colon
+			continue
+		}
+		if err := verify(raw, want); err != nil {
+			return nil, "", encoded(err, answer)
+		}
+		if want == target {
+			digest = target
 		}
 	}
-	return raw, digestOf("sha256", raw), nil
+	return raw, digest, nil
+}
+
+// encoded adds to a mismatch of digests that the bytes came encoded, which
+// nobody asked for.
+func encoded(err error, answer http.Header) error {
+	if how := answer.Get("Content-Encoding"); err != nil && how != "" {
+		return fmt.Errorf("%w (sent with Content-Encoding %s)", err, podvm.Printable(how, 32))
+	}
+	return err
 }
 
 // small fetches a whole blob of at most limit bytes and verifies it.
@@ -142,61 +151,34 @@ func (r *Repository) small(ctx context.Context, desc Descriptor, limit int64) (r
 		return nil, fmt.Errorf("%w: blob %s: %d bytes, at most %d are read", podvm.ErrTooLarge, desc.Digest, desc.Size, limit)
 	}
 	err = r.retry(ctx, "blob "+desc.Digest, func() error {
-		resp, err := r.get(ctx, r.http, r.base+"/blobs/"+desc.Digest, nil)
+		var answer http.Header
+		raw, answer, err = r.document(ctx, "/blobs/"+desc.Digest, nil, desc.Size)
 		if err != nil {
-			return err
-		}
-		if raw, err = readBody(resp, desc.Size); err != nil {
 			return err
 		}
 		if int64(len(raw)) < desc.Size {
 			return fmt.Errorf("%w: %d of %d bytes", ErrTruncated, len(raw), desc.Size)
 		}
-		return verify(raw, desc.Digest)
+		return encoded(verify(raw, desc.Digest), answer)
 	})
 	return raw, err
 }
 
-// readBody reads and closes the body of resp.
-func readBody(resp *http.Response, limit int64) ([]byte, error) {
+// document fetches a whole answer of at most limit bytes from below r.base, in
+// bounded time.
+func (r *Repository) document(ctx context.Context, path string, header http.Header, limit int64) ([]byte, http.Header, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, maxStalls*r.opts.Stall, errStalled)
+	defer cancel()
+	resp, err := r.get(ctx, r.http, r.base+path, header)
+	if err != nil {
+		return nil, nil, stalled(ctx, err)
+	}
 	defer resp.Body.Close() //nolint:errcheck // read to its end or given up
 	if resp.ContentLength > limit {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", podvm.ErrTooLarge, resp.ContentLength, limit)
+		return nil, nil, fmt.Errorf("%w: %d bytes, at most %d are read", podvm.ErrTooLarge, resp.ContentLength, limit)
 	}
-	return podvm.ReadMax(resp.Body, limit)
-}
-
-// get sends one GET and returns the answer if its status is 200, or 206 when
-// header asks for a range. The body fails when it stalls.
-func (r *Repository) get(ctx context.Context, client *http.Client, url string, header http.Header) (*http.Response, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		cancel(nil)
-		return nil, fmt.Errorf("preparing the request: %w", err)
-	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
-	// The limits of the transport hold for one request; here may be several.
-	timer := time.AfterFunc(maxStalls*r.opts.Stall, func() { cancel(errStalled) })
-	resp, err := client.Do(req)
-	timer.Stop()
-	if err != nil {
-		err = stalled(ctx, err)
-		cancel(nil)
-		return nil, normalize(err, 0)
-	}
-	resp.Body = newStallBody(resp.Body, r.opts.Stall, cancel)
-	want := []int{http.StatusOK}
-	if req.Header.Get("Range") != "" {
-		want = append(want, http.StatusPartialContent)
-	}
-	if err := checkStatus(resp, want...); err != nil {
-		_ = resp.Body.Close()
-		return nil, withRetryAfter(err, resp)
-	}
-	return resp, nil
+	raw, err := podvm.ReadMax(resp.Body, limit)
+	return raw, resp.Header, stalled(ctx, err)
 }
 
 // signatureTag is where cosign keeps the signatures of a digest.

@@ -49,6 +49,9 @@ func (r *Repository) retry(ctx context.Context, what string, do func() error) er
 			return err
 		}
 		wait := r.wait(err, try)
+		if end, ok := ctx.Deadline(); ok && time.Until(end) <= wait {
+			return err // says more than a deadline that passed
+		}
 		r.log.Warn("Registry request failed, trying again", "registry", r.ref.Registry, "request", what,
 			"try", try, "wait", wait, "err", err)
 		if err := sleep(ctx, wait); err != nil {
@@ -57,13 +60,14 @@ func (r *Repository) retry(ctx context.Context, what string, do func() error) er
 	}
 }
 
-// wait is how long to pause after the try-th failure, which was err.
+// wait is how long to pause after the try-th failure, which was err. Machines
+// that were told the same time to wait do not come back together.
 func (r *Repository) wait(err error, try int) time.Duration {
+	limit := r.opts.Backoff << (try - 1)
 	var ra *retryAfterError
 	if errors.As(err, &ra) {
-		return ra.wait
+		return ra.wait + rand.N(limit+1)
 	}
-	limit := r.opts.Backoff << (try - 1)
 	return limit/2 + rand.N(limit/2+1)
 }
 

@@ -1,0 +1,100 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"syscall"
+
+	"github.com/sealpod/sealpod/podvm"
+)
+
+var (
+	// errScheme says that a request would have used the wrong one of http and
+	// https.
+	errScheme = errors.New("scheme refused")
+	// errRedirect ends a redirect that must not be followed.
+	errRedirect = errors.New("redirect refused")
+	// errLocal says that a registry led to an address of this machine or its
+	// link, where cloud metadata and our own services are.
+	errLocal = errors.New("address of the machine itself")
+)
+
+// guard holds requests to what the rules chose: a registry is reached over
+// HTTPS, or over plain HTTP when it is marked insecure; an HTTPS registry never
+// leads to plain HTTP elsewhere, and none leads to addresses of this machine,
+// unless it is there itself.
+type guard struct {
+	next  http.RoundTripper
+	host  string // host[:port] of the registry
+	plain bool
+}
+
+// RoundTrip implements http.RoundTripper.
+func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
+	switch {
+	case req.URL.Scheme == "https" && (!g.plain || req.URL.Host != g.host):
+	case req.URL.Scheme == "http" && g.plain:
+	default:
+		return nil, fmt.Errorf("%w: %s to %s", errScheme, podvm.Printable(req.URL.Scheme, 16), podvm.Printable(req.URL.Host, 128))
+	}
+	req = req.Clone(context.WithValue(req.Context(), namedHost{}, (&url.URL{Host: g.host}).Hostname()))
+	req.Header.Set("User-Agent", "sealpod/"+podvm.Version())
+	return g.next.RoundTrip(req)
+}
+
+// checkRedirect lets a registry point to its blob store, a few hops at most
+// and never from https to something else.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return fmt.Errorf("%w: more than %d", errRedirect, maxRedirects)
+	}
+	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
+		return fmt.Errorf("%w: from https to %s", errRedirect, podvm.Printable(req.URL.Scheme, 16))
+	}
+	if req.URL.User != nil {
+		return fmt.Errorf("%w: with credentials in the URL", errRedirect)
+	}
+	return nil
+}
+
+// namedHost is the context key of the registry's host, without port.
+type namedHost struct{}
+
+// dialer connects to where requests go, but to addresses of this machine only
+// for the registry itself and the configured proxies: names of others may
+// resolve to anything.
+type dialer struct {
+	net.Dialer
+	proxies []string // hosts without port
+}
+
+func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("reading the address: %w", err)
+	}
+	one := d.Dialer
+	if named, _ := ctx.Value(namedHost{}).(string); host != named && !slices.Contains(d.proxies, host) {
+		one.Control = refuseLocal
+	}
+	return one.DialContext(ctx, network, addr)
+}
+
+// refuseLocal is asked about each resolved address.
+func refuseLocal(_, addr string, _ syscall.RawConn) error {
+	ap, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return fmt.Errorf("%w: %s is not an address", errLocal, podvm.Printable(addr, 64))
+	}
+	ip := ap.Addr().Unmap()
+	if ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() {
+		return fmt.Errorf("%w: %s", errLocal, ip)
+	}
+	return nil
+}
