@@ -125,10 +125,14 @@ func TestCheckDockerHubNames(t *testing.T) {
 }
 
 func TestCheckMissingSignatureSaysHowToMakeOne(t *testing.T) {
-	_, err := parsed(t, sigstore(`"keyData":`+j(newKey(t, "P-256").pub))).Check(t.Context(), testImage, given())
-	for _, want := range []string{"sealctl image sign", "cosign sign --new-bundle-format=false"} {
-		if !strings.Contains(podvm.Cause(err), want) {
-			t.Errorf("cause %q does not say %q", podvm.Cause(err), want)
+	keyData := `"keyData":` + j(newKey(t, "P-256").pub)
+	for text, want := range map[string]string{
+		sigstore(keyData): "`cosign sign --key",
+		sigstore(keyData + `,"signedIdentity":{"type":"matchRepository"}`): "`cosign sign --new-bundle-format=false",
+	} {
+		_, err := parsed(t, text).Check(t.Context(), testImage, given())
+		if cause := podvm.Cause(err); !strings.Contains(cause, want) || !strings.Contains(cause, "sealctl image sign") {
+			t.Errorf("cause %q does not say %q", cause, want)
 		}
 	}
 }
@@ -179,7 +183,7 @@ func TestCheckSourcesFail(t *testing.T) {
 	}{
 		"key not available":    {sigstore(`"keyPath":"kbs:///a/b/c"`), Sources{Signatures: sigs, Key: noKey}, "the public key kbs:///a/b/c is not available: KBS not reachable", down},
 		"key is not a key":     {sigstore(`"keyPath":"/k"`), Sources{Signatures: sigs, Key: func(context.Context, string) ([]byte, error) { return []byte("junk"), nil }}, "the public key /k is not available", nil},
-		"key is huge":          {sigstore(`"keyPath":"/k"`), Sources{Signatures: sigs, Key: func(context.Context, string) ([]byte, error) { return make([]byte, maxKey+1), nil }}, "the public key /k is not available", podvm.ErrTooLarge},
+		"key is huge":          {sigstore(`"keyPath":"/k"`), Sources{Signatures: sigs, Key: func(context.Context, string) ([]byte, error) { return make([]byte, maxPEM+1), nil }}, "the public key /k is not available", podvm.ErrTooLarge},
 		"signatures not there": {sigstore(`"keyData":` + j(key.pub)), Sources{Key: noKey, Signatures: func(context.Context) ([]Signature, error) { return nil, down }}, "the signatures of " + digestA + " could not be fetched", down},
 		"another key suffices": {sigstore(`"keyPaths":["/gone","/k"]`), Sources{Signatures: sigs, Key: func(_ context.Context, u string) ([]byte, error) {
 			return map[string][]byte{"/k": []byte(key.pub)}[u], nil

@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"encoding/hex"
 	"errors"
 	"fmt"
 
@@ -14,6 +15,12 @@ import (
 	"github.com/sigstore/cosign/v2/pkg/cosign"
 	"github.com/sigstore/cosign/v2/pkg/oci"
 	"github.com/sigstore/cosign/v2/pkg/oci/static"
+	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
+	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
+	protodsse "github.com/sigstore/protobuf-specs/gen/pb-go/dsse"
+	sgbundle "github.com/sigstore/sigstore-go/pkg/bundle"
+	"github.com/sigstore/sigstore-go/pkg/root"
+	"github.com/sigstore/sigstore-go/pkg/verify"
 	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/sigstore/sigstore/pkg/signature/options"
 )
@@ -25,6 +32,9 @@ type signatureVerifier interface {
 	// verify returns nil, errClaim when only the digest claimed is another
 	// one, or any other error when the signature is not by the key.
 	verify(ctx context.Context, sig Signature, digest v1.Hash) error
+	// verifyBundle does the same for a bundle whose statement must have
+	// digest among its subjects, and returns the statement's predicate type.
+	verifyBundle(ctx context.Context, b bundle, digest v1.Hash) (predicate string, err error)
 }
 
 // errClaim says that a payload is authentic but claims another image.
@@ -96,6 +106,43 @@ func (vs cosignVerifier) verify(ctx context.Context, sig Signature, digest v1.Ha
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+func (vs cosignVerifier) verifyBundle(ctx context.Context, b bundle, digest v1.Hash) (string, error) {
+	subject, err := hex.DecodeString(digest.Hex)
+	if err != nil {
+		return "", fmt.Errorf("reading the digest: %w", err)
+	}
+	entity, err := sgbundle.NewBundle(&protobundle.Bundle{
+		MediaType: "application/vnd.dev.sigstore.bundle.v0.3+json",
+		VerificationMaterial: &protobundle.VerificationMaterial{
+			Content: &protobundle.VerificationMaterial_PublicKey{PublicKey: &protocommon.PublicKeyIdentifier{}},
+		},
+		Content: &protobundle.Bundle_DsseEnvelope{DsseEnvelope: &protodsse.Envelope{
+			Payload: b.payload, PayloadType: statementType,
+			Signatures: []*protodsse.Signature{{Sig: b.signature}},
+		}},
+	})
+	if err != nil {
+		return "", fmt.Errorf("wrapping the bundle: %w", err)
+	}
+	var errs []error
+	for _, v := range vs {
+		opts := &cosign.CheckOpts{
+			SigVerifier: v, IgnoreTlog: true, IgnoreSCT: true, Offline: true,
+			NewBundleFormat: true, TrustedMaterial: &root.BaseTrustedMaterial{},
+		}
+		res, err := cosign.VerifyNewBundle(ctx, opts, verify.WithArtifactDigest(digest.Algorithm, subject), entity)
+		if err == nil {
+			return res.Statement.GetPredicateType(), nil
+		}
+		errs = append(errs, err)
+		// The library does not say which of the two was wrong.
+		if _, err := cosign.VerifyNewBundle(ctx, opts, verify.WithoutArtifactUnsafe(), entity); err == nil {
+			return "", fmt.Errorf("%w: %w", errClaim, errors.Join(errs...))
+		}
+	}
+	return "", errors.Join(errs...)
 }
 
 // claim marks the verdict of cosign's own check of the digest in the payload.

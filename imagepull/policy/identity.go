@@ -3,73 +3,94 @@ package policy
 import (
 	"errors"
 	"fmt"
-	"slices"
-
-	"github.com/google/go-containerregistry/pkg/name"
+	"regexp"
+	"strings"
 
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// The identity types of signedIdentity. Only the last two can be checked
-// against a cosign payload, which names a repository without a tag.
+// The identity types of signedIdentity.
+// Source: containers/image docs/containers-policy.json.5.md, and
+// guest-components image-rs src/signature/policy/ref_match.rs at 8246e5e.
 const (
-	idMatchRepository = "matchRepository"
-	idExactRepository = "exactRepository"
+	idMatchExact             = "matchExact"
+	idMatchRepoDigestOrExact = "matchRepoDigestOrExact"
+	idMatchRepository        = "matchRepository"
+	idExactReference         = "exactReference"
+	idExactRepository        = "exactRepository"
+	idRemap                  = "remapIdentity"
 )
 
 var errIdentity = errors.New("identity mismatch")
 
-// identity is a signedIdentity. The zero value accepts any, which is what
-// upstream does for sigstoreSigned when the field is absent.
+// identity is a signedIdentity: which names a signature may have been made
+// for. The zero value accepts any, which is what upstream does for
+// sigstoreSigned when the field is absent.
 type identity struct {
-	kind string
-	repo string // exactRepository: the host/repo a payload must name
+	kind                 string
+	ref                  reference // exactReference; exactRepository uses its repo alone
+	prefix, signedPrefix string    // remapIdentity
 }
 
-// parseIdentity reads a signedIdentity. A type that cosign payloads cannot
-// satisfy is kept and denies at every use, as upstream does; one that
-// policy.json does not know is an error.
 func (p *Policy) parseIdentity(where string, raw []byte) (identity, error) {
 	f, err := object(raw)
 	if err != nil {
 		return identity{}, err
 	}
-	kind, ok, err := f.text("type")
-	if err != nil {
+	id := identity{}
+	if id.kind, err = f.need("type"); err != nil {
 		return identity{}, err
 	}
-	if !ok {
-		return identity{}, errors.New(`"type" is missing`)
-	}
-	id := identity{kind: kind}
 	known := []string{"type"}
-	switch kind {
-	case idMatchRepository:
+	switch id.kind {
+	case idMatchExact, idMatchRepoDigestOrExact, idMatchRepository:
+	case idExactReference:
+		known = append(known, "dockerReference")
+		err = id.parseReference(f, "dockerReference")
+		if err == nil && id.ref.tag == "" && id.ref.digest == "" {
+			err = errors.New(`"dockerReference" has neither a tag nor a digest`)
+		}
 	case idExactRepository:
 		known = append(known, "dockerRepository")
-		repo, ok, err := f.text("dockerRepository")
-		if err != nil {
-			return identity{}, err
-		}
-		if !ok {
-			return identity{}, errors.New(`"dockerRepository" is missing`)
-		}
-		if id.repo, err = normalRepository(repo); err != nil {
-			return identity{}, err
+		err = id.parseReference(f, "dockerRepository")
+	case idRemap:
+		known = append(known, "prefix", "signedPrefix")
+		if id.prefix, err = parsePrefix(f, "prefix"); err == nil {
+			id.signedPrefix, err = parsePrefix(f, "signedPrefix")
 		}
 	default:
-		if !slices.Contains([]string{"matchExact", "matchRepoDigestOrExact", "exactReference", "remapIdentity"}, kind) {
-			return identity{}, fmt.Errorf("unknown type %q", podvm.Printable(kind, 64))
-		}
-		p.warn("%s: %s cannot be checked on a cosign signature, the rule rejects every image; use matchRepository or exactRepository", where, kind)
-		return id, nil
+		return identity{}, fmt.Errorf("unknown type %q", podvm.Printable(id.kind, 64))
+	}
+	if err != nil {
+		return identity{}, err
 	}
 	p.warnUnknown(where, f, known...)
 	return id, nil
 }
 
-// usable returns a denial when no cosign signature can satisfy the identity.
-func (id identity) usable() error {
+func (id *identity) parseReference(f fields, name string) error {
+	text, err := f.need(name)
+	if err != nil {
+		return err
+	}
+	id.ref, err = parseReference(text)
+	return err
+}
+
+// prefixRE is a host, or a host with the first directories of a path.
+var prefixRE = regexp.MustCompile(`^[A-Za-z0-9.\[\]:-]+(?:/[a-z0-9._-]+)*$`)
+
+func parsePrefix(f fields, name string) (string, error) {
+	text, err := f.need(name)
+	if err == nil && (len(text) > maxReference || !prefixRE.MatchString(text)) {
+		err = fmt.Errorf("%q is no registry host or repository: %q", name, podvm.Printable(text, 200))
+	}
+	return text, err
+}
+
+// onCosign returns a denial when no cosign payload can satisfy the identity:
+// such a payload names a repository without a tag.
+func (id identity) onCosign() error {
 	switch id.kind {
 	case "", idMatchRepository, idExactRepository:
 		return nil
@@ -83,35 +104,63 @@ func (id identity) check(img Image, signed string) error {
 	if id.kind == "" {
 		return nil
 	}
-	got, err := normalRepository(signed)
+	got, err := parseReference(signed)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errIdentity, err)
 	}
-	want := id.repo
-	if id.kind == idMatchRepository {
-		if want, err = normalRepository(img.name()); err != nil {
-			return fmt.Errorf("%w: %w", errIdentity, err)
-		}
+	name := img.String()
+	if id.kind == idRemap {
+		name = id.remap(name)
 	}
-	if got != want {
+	want, err := parseReference(name)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errIdentity, err)
+	}
+	var ok bool
+	switch id.kind {
+	case idMatchExact:
+		ok = want.digest == "" && want.tag != "" && got == want
+	case idMatchRepoDigestOrExact, idRemap:
+		ok = got.exactOrByDigest(want)
+	case idMatchRepository:
+		got, want = got.repository(), want.repository()
+		ok = got == want
+	case idExactReference:
+		want = id.ref
+		ok = got == want
+	case idExactRepository:
+		got, want = got.repository(), id.ref.repository()
+		ok = got == want
+	}
+	if !ok {
 		return fmt.Errorf("%w: signed for %s, not for %s", errIdentity, got, want)
 	}
 	return nil
 }
 
-// normalRepository returns host/repo of a reference in docker grammar, without
-// tag and digest; the names of Docker Hub become one.
-func normalRepository(ref string) (string, error) {
-	if len(ref) > 1024 {
-		return "", fmt.Errorf("reference: %w", podvm.ErrTooLarge)
+// exactOrByDigest says whether a signature for s vouches for an image asked
+// for as want: by tag it must name that very tag; by digest alone the
+// repository is enough, since the digest is compared anyway.
+func (s reference) exactOrByDigest(want reference) bool {
+	switch {
+	case s.repo != want.repo:
+		return false
+	case want.tag != "":
+		return s.tag == want.tag && (s.digest == "" || s.digest == want.digest)
 	}
-	r, err := name.ParseReference(ref, name.WeakValidation)
-	if err != nil {
-		return "", fmt.Errorf("reference %q is malformed", podvm.Printable(ref, 200))
+	return want.digest != ""
+}
+
+// remap replaces prefix by signedPrefix in name if that leads to a whole
+// component of it; upstream replaces anywhere in the text.
+func (id identity) remap(name string) string {
+	rest, ok := strings.CutPrefix(name, id.prefix)
+	if !ok {
+		return name
 	}
-	host := r.Context().RegistryStr()
-	if host == name.DefaultRegistry || host == "registry-1.docker.io" {
-		host = "docker.io"
+	switch {
+	case rest == "", rest[0] == '/', rest[0] == '@', rest[0] == ':' && strings.Contains(id.prefix, "/"):
+		return id.signedPrefix + rest
 	}
-	return host + "/" + r.Context().RepositoryStr(), nil
+	return name
 }

@@ -9,6 +9,8 @@ import (
 	"maps"
 	"slices"
 	"unicode/utf8"
+
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // fields are the members of a JSON object by their exact name. encoding/json
@@ -79,6 +81,42 @@ func (f fields) text(name string) (s string, ok bool, err error) {
 		return "", true, fmt.Errorf("%q is not a non-empty string", name)
 	}
 	return s, true, nil
+}
+
+// need returns the string member name, which must be there.
+func (f fields) need(name string) (string, error) {
+	s, ok, err := f.text(name)
+	if err == nil && !ok {
+		err = fmt.Errorf("%q is missing", name)
+	}
+	return s, err
+}
+
+// exactly returns an error that names the first member of f beyond these.
+func (f fields) exactly(known ...string) error {
+	for _, k := range sortedKeys(f) {
+		if !slices.Contains(known, k) {
+			return fmt.Errorf("unknown field %q", podvm.Printable(k, 64))
+		}
+	}
+	return nil
+}
+
+// part returns the object member name, which must be there and may have no
+// members beyond these.
+func (f fields) part(name string, known ...string) (fields, error) {
+	raw, ok := f[name]
+	if !ok {
+		return nil, fmt.Errorf("%q is missing", name)
+	}
+	sub, err := object(raw)
+	if err == nil {
+		err = sub.exactly(known...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return sub, nil
 }
 
 // texts returns the member name, a list of strings; ok is false when absent.

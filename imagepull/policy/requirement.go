@@ -10,37 +10,38 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// The requirement types of policy.json.
+// The requirement types of policy.json, and one of our own.
 const (
-	typeAccept   = "insecureAcceptAnything"
-	typeReject   = "reject"
-	typeSigstore = "sigstoreSigned"
-	typeGPG      = "signedBy"
+	typeAccept    = "insecureAcceptAnything"
+	typeReject    = "reject"
+	typeSigstore  = "sigstoreSigned"
+	typeGPG       = "signedBy"
+	typeEncrypted = "sealpodEncrypted"
 )
 
 // maxRequirements caps one list of requirements.
 const maxRequirements = 64
 
 // requirement is one entry of a requirement list. allows returns nil when the
-// entry is satisfied; key then names what satisfied it, "" if nothing had to.
-// Any other outcome is a *denial or an error of a source.
+// entry is satisfied, and notes in step what it tried. Any other outcome is a
+// *denial or an error of a source.
 type requirement interface {
 	kind() string
-	allows(ctx context.Context, img Image, src Sources) (key string, err error)
+	allows(ctx context.Context, img Image, src Sources, step *Step) error
 }
 
 type acceptAnything struct{}
 
 func (acceptAnything) kind() string { return typeAccept }
-func (acceptAnything) allows(context.Context, Image, Sources) (string, error) {
-	return "", nil
+func (acceptAnything) allows(context.Context, Image, Sources, *Step) error {
+	return nil
 }
 
 type rejectAll struct{}
 
 func (rejectAll) kind() string { return typeReject }
-func (rejectAll) allows(context.Context, Image, Sources) (string, error) {
-	return "", denied("the rule rejects every image")
+func (rejectAll) allows(context.Context, Image, Sources, *Step) error {
+	return denied("the rule rejects every image")
 }
 
 func (p *Policy) parseRequirements(where string, raw []byte) ([]requirement, error) {
@@ -59,6 +60,9 @@ func (p *Policy) parseRequirements(where string, raw []byte) ([]requirement, err
 		}
 		out = append(out, r)
 	}
+	if len(out) == 1 && out[0].kind() == typeEncrypted {
+		p.warn("%s: sealpodEncrypted alone does not say who composed the image; add sigstoreSigned or signedBy", where)
+	}
 	return out, nil
 }
 
@@ -76,8 +80,10 @@ func (p *Policy) parseRequirement(where string, raw []byte) (requirement, error)
 		return rejectAll{}, nil
 	case typeSigstore:
 		return p.parseSigstore(where, f)
+	case typeGPG:
+		return p.parseSignedBy(where, f)
 	default:
-		return nil, errors.New("signedBy (GPG simple signing) is not available in this build")
+		return parseEncrypted(f)
 	}
 }
 
@@ -93,7 +99,7 @@ func typed(raw []byte) (fields, string, error) {
 		return nil, "", err
 	case !ok:
 		return nil, "", errors.New(`"type" is missing`)
-	case !slices.Contains([]string{typeAccept, typeReject, typeSigstore, typeGPG}, kind):
+	case !slices.Contains([]string{typeAccept, typeReject, typeSigstore, typeGPG, typeEncrypted}, kind):
 		return nil, "", fmt.Errorf("unknown type %q", podvm.Printable(kind, 64))
 	}
 	return f, kind, nil

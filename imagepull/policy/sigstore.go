@@ -15,154 +15,160 @@ import (
 
 // Caps on what a registry may make us look at, also for those who fetch or make
 // signatures. A cosign payload is about 250 bytes plus the signer's own
-// annotations, a signature at most 512.
+// annotations, a signature at most 512, a bundle with a log entry 10 KiB.
 const (
-	MaxSignatures = 256      // entries of one signature manifest, of any kind
-	MaxPayload    = 64 << 10 // bytes of one payload
+	MaxSignatures = 256       // entries of one signature manifest, of any kind
+	MaxPayload    = 64 << 10  // bytes of one payload
+	MaxBundles    = 64        // entries of one list of referrers, of any kind
+	MaxBundle     = 256 << 10 // bytes of one bundle
 
-	maxKeys      = 32
 	maxBase64Sig = 8 << 10
 )
 
+// notEnforced says why each constraint that this build does not know how to
+// enforce is refused rather than ignored: an owner who writes it down relies
+// on it.
+// Source: containers/image docs/containers-policy.json.5.md, sigstoreSigned.
+var notEnforced = map[string]string{
+	"fulcio":               "keyless signatures by certificates of Fulcio are not verified here",
+	"pki":                  "signatures by certificates are not verified here",
+	"rekorPublicKeyPath":   "entries of a transparency log are not verified here",
+	"rekorPublicKeyPaths":  "entries of a transparency log are not verified here",
+	"rekorPublicKeyData":   "entries of a transparency log are not verified here",
+	"rekorPublicKeyDatas":  "entries of a transparency log are not verified here",
+	"rekorPublicKeysPaths": "entries of a transparency log are not verified here",
+}
+
+// refuseUnenforced returns an error that names the first such constraint in f.
+func refuseUnenforced(f fields) error {
+	for _, name := range sortedKeys(f) {
+		why, found := notEnforced[name]
+		if !found && strings.HasPrefix(name, "rekor") {
+			why, found = notEnforced["rekorPublicKeyPath"], true
+		}
+		if found {
+			return fmt.Errorf("%q is a constraint this build does not enforce: %s; use keyPath or keyData alone", podvm.Printable(name, 64), why)
+		}
+	}
+	return nil
+}
+
 // sigstoreSigned wants a signature by any one of its keys.
 type sigstoreSigned struct {
-	keys     []publicKey
+	keys     []key[signatureVerifier]
 	identity identity
 }
 
 func (*sigstoreSigned) kind() string { return typeSigstore }
 
 func (p *Policy) parseSigstore(where string, f fields) (requirement, error) {
-	for _, name := range sortedKeys(f) {
-		if name == "fulcio" || name == "pki" || strings.HasPrefix(name, "rekorPublicKey") {
-			return nil, fmt.Errorf("sigstoreSigned: %q is a constraint this build does not enforce; use keyPath or keyData alone", name)
-		}
+	if err := refuseUnenforced(f); err != nil {
+		return nil, fmt.Errorf("sigstoreSigned: %w", err)
 	}
 	p.warnUnknown(where, f, "type", "keyPath", "keyPaths", "keyData", "keyDatas", "signedIdentity")
 	req := &sigstoreSigned{}
 	var err error
-	if req.keys, err = parseKeys(f); err != nil {
+	if req.keys, err = parseKeys(f, parseInlinePEM); err != nil {
 		return nil, fmt.Errorf("sigstoreSigned: %w", err)
 	}
 	if raw, ok := f["signedIdentity"]; ok {
 		if req.identity, err = p.parseIdentity(where+".signedIdentity", raw); err != nil {
 			return nil, fmt.Errorf("sigstoreSigned: signedIdentity: %w", err)
 		}
+		if req.identity.onCosign() != nil {
+			p.warn("%s.signedIdentity: %s cannot be checked on a cosign signature, the rule rejects every image; use matchRepository or exactRepository", where, req.identity.kind)
+		}
 	}
 	return req, nil
 }
 
-// parseKeys reads the one of keyPath, keyPaths, keyData, keyDatas present.
-func parseKeys(f fields) ([]publicKey, error) {
-	var uris, inline []string
-	present := 0
-	for field, dst := range map[string]*[]string{"keyPath": &uris, "keyData": &inline} {
-		s, ok, err := f.text(field)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			present++
-			*dst = []string{s}
-		}
-		l, ok, err := f.texts(field + "s")
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			present++
-			*dst = l
-		}
-	}
-	if present != 1 {
-		return nil, fmt.Errorf("want exactly one of keyPath, keyPaths, keyData, keyDatas, have %d", present)
-	}
-	if n := len(uris) + len(inline); n > maxKeys {
-		return nil, fmt.Errorf("%w: %d keys", podvm.ErrTooLarge, n)
-	}
-	var keys []publicKey
-	for _, u := range uris {
-		if len(u) > 4096 {
-			return nil, fmt.Errorf("key path: %w", podvm.ErrTooLarge)
-		}
-		keys = append(keys, publicKey{name: podvm.Printable(u, 200), uri: u})
-	}
-	for i, data := range inline {
-		v, fingerprint, err := parseInlineKey(data)
-		if err != nil {
-			return nil, fmt.Errorf("inline key %d: %w", i, err)
-		}
-		keys = append(keys, publicKey{name: fmt.Sprintf("inline key %d (%s)", i, fingerprint), verifier: v})
-	}
-	return keys, nil
+// usable is a key that could be had.
+type usable[V any] struct {
+	name string
+	with V
 }
 
-func (r *sigstoreSigned) allows(ctx context.Context, img Image, src Sources) (string, error) {
-	if err := r.identity.usable(); err != nil {
-		return "", err
+func (r *sigstoreSigned) allows(ctx context.Context, img Image, src Sources, step *Step) error {
+	if err := r.identity.onCosign(); err != nil {
+		return err
 	}
 	digest, err := parseDigest(img.TopDigest)
 	if err != nil {
-		return "", err
+		return err
 	}
-	why := &verdict{digest: img.TopDigest}
-	for _, key := range r.keys {
-		v, err := key.load(ctx, src)
+	why := &verdict{step: step}
+	var keys []usable[signatureVerifier]
+	for _, k := range r.keys {
+		v, err := k.load(ctx, src, parsePEM)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
-			if ctx.Err() != nil {
-				return "", ctx.Err()
-			}
-			why.add(stageKey, err, "the public key %s is not available", key.name)
+			why.keyMissing(k.name, err)
 			continue
 		}
-		sigs, err := src.Signatures(ctx)
-		if err != nil {
-			return "", because(err, "the signatures of %s could not be fetched", img.TopDigest)
-		}
-		if len(sigs) > MaxSignatures {
-			return "", denied("%d signatures on %s, at most %d are looked at", len(sigs), img.TopDigest, MaxSignatures)
-		}
-		for _, sig := range sigs {
-			if err := ctx.Err(); err != nil {
-				return "", err
-			}
-			if r.signedBy(ctx, v, sig, digest, img, why) {
-				return key.name, nil
-			}
+		keys = append(keys, usable[signatureVerifier]{k.name, v})
+		if ok, err := r.tagged(ctx, keys[len(keys)-1], digest, img, src, step, why); ok || err != nil {
+			return err
 		}
 	}
-	return "", why.denial()
+	if len(keys) == 0 {
+		return why.denial("")
+	}
+	return r.bundled(ctx, keys, digest, img, src, step, why)
 }
 
-// signedBy reports whether this one signature satisfies everything: the key,
+// tagged looks among the signatures of the `.sig` tag.
+func (r *sigstoreSigned) tagged(ctx context.Context, k usable[signatureVerifier], digest v1.Hash, img Image, src Sources, step *Step, why *verdict) (bool, error) {
+	sigs, err := src.Signatures(ctx)
+	if err != nil {
+		return false, because(err, "the signatures of %s could not be fetched", img.TopDigest)
+	}
+	if len(sigs) > MaxSignatures {
+		return false, denied("%d signatures on %s, at most %d are looked at", len(sigs), img.TopDigest, MaxSignatures)
+	}
+	for i, sig := range sigs {
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		at := fmt.Sprintf("signature %d of the .sig tag", i+1)
+		if r.signed(ctx, k, at, sig, digest, img, why) {
+			step.accept(at, k.name, "")
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// signed reports whether this one signature satisfies everything: the key,
 // the digest, the type and the identity. No part may come from another one.
-func (r *sigstoreSigned) signedBy(ctx context.Context, v signatureVerifier, sig Signature, digest v1.Hash, img Image, why *verdict) bool {
+func (r *sigstoreSigned) signed(ctx context.Context, k usable[signatureVerifier], at string, sig Signature, digest v1.Hash, img Image, why *verdict) bool {
 	if len(sig.Payload) > MaxPayload || len(sig.Base64Sig) > maxBase64Sig {
-		why.add(stageForm, nil, "a signature of %s is too large to look at", img.TopDigest)
+		why.refuse(stageForm, at, k.name, nil, "a signature of %s is too large to look at", img.TopDigest)
 		return false
 	}
-	switch err := v.verify(ctx, sig, digest); {
+	switch err := k.with.verify(ctx, sig, digest); {
 	case errors.Is(err, errClaim):
-		why.add(stageClaim, err, "a signature by the right key is for another image, not for %s", img.TopDigest)
+		why.refuse(stageClaim, at, k.name, err, "a signature by the right key is for another image, not for %s", img.TopDigest)
 		return false
 	case err != nil:
-		why.add(stageSignature, err, "no signature of %s is by the key the rule asks for", img.TopDigest)
+		why.refuse(stageSignature, at, k.name, err, "no signature of %s is by the key the rule asks for", img.TopDigest)
 		return false
 	}
 	// The payload is the signer's word from here on. The type is the one the
 	// digest was read with, so both readers see the same fields.
 	var p payload.SimpleContainerImage
 	if err := json.Unmarshal(sig.Payload, &p); err != nil {
-		why.add(stageClaim, err, "a payload signed by the right key is malformed")
+		why.refuse(stageClaim, at, k.name, err, "a payload signed by the right key is malformed")
 		return false
 	}
 	if p.Critical.Type != payload.CosignSignatureType {
-		why.add(stageClaim, nil, "a payload signed by the right key has type %q, not %q",
+		why.refuse(stageClaim, at, k.name, nil, "a payload signed by the right key has type %q, not %q",
 			podvm.Printable(p.Critical.Type, 64), payload.CosignSignatureType)
 		return false
 	}
 	if err := r.identity.check(img, p.Critical.Identity.DockerReference); err != nil {
-		why.add(stageIdentity, err, "%s", podvm.Printable(err.Error(), 400))
+		why.refuse(stageIdentity, at, k.name, err, "%s", podvm.Printable(err.Error(), 400))
 		return false
 	}
 	return true

@@ -56,27 +56,34 @@ const (
 
 // verdict collects why no signature was good enough.
 type verdict struct {
-	digest string
+	step   *Step
 	best   stage
 	reason string
 	causes []error // one per stage reached, bounded
 }
 
-func (v *verdict) add(s stage, cause error, format string, args ...any) {
+// refuse records why the signature at sig was not accepted with key.
+func (v *verdict) refuse(s stage, sig, key string, cause error, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	v.step.attempt(Attempt{Signature: sig, Key: key, Reason: text})
 	if s <= v.best {
 		return
 	}
-	v.best, v.reason = s, fmt.Sprintf(format, args...)
+	v.best, v.reason = s, text
 	if cause != nil {
 		v.causes = append(v.causes, cause)
 	}
 }
 
-func (v *verdict) denial() error {
+// keyMissing records that a key could not be had.
+func (v *verdict) keyMissing(key string, cause error) {
+	v.refuse(stageKey, "", key, cause, "the public key %s is not available", key)
+}
+
+// denial returns the best reason, or none if no signature was there at all.
+func (v *verdict) denial(none string) error {
 	if v.best == stageNone {
-		return denied("no signature found for %s; make one with `sealctl image sign` or "+
-			"`cosign sign --new-bundle-format=false --use-signing-config=false --tlog-upload=false --key KEY IMAGE` "+
-			"(a bundle, cosign 3's default, is not read)", v.digest)
+		return denied("%s", none)
 	}
 	return because(errors.Join(v.causes...), "%s", v.reason)
 }
