@@ -107,7 +107,7 @@ func (a *AuthFile) key(ref Reference) (string, bool) {
 	want := hubAlias(ref.Registry)
 	for _, key := range slices.Sorted(maps.Keys(a.auths)) {
 		host := key
-		if _, rest, isURL := strings.Cut(key, "://"); isURL {
+		if scheme, rest, isURL := strings.Cut(key, "://"); isURL && (scheme == "http" || scheme == "https") {
 			host = hostOf(rest)
 		}
 		if hubAlias(host) == want {

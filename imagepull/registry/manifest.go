@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"runtime"
+	"slices"
 
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -154,41 +154,50 @@ func (d Descriptor) check() error {
 	return nil
 }
 
-// baseVariant is the CPU variant that every machine of an architecture runs.
-func baseVariant(architecture string) string {
-	switch architecture {
-	case "amd64":
-		return "v1"
-	case "arm64":
-		return "v8"
-	}
-	return ""
+// variants lists for an architecture the CPU variants that every machine with
+// it runs, best first. "" stands for none given.
+// Source: containerd/platforms compare.go and database.go at 122d4d0.
+var variants = map[string][]string{
+	"amd64": {"", "v1"},
+	"arm64": {"", "v8"},
+	"arm":   {"v7", "", "v6", "v5"},
 }
 
-// instance picks the entry of an index for Linux on this machine: the first
-// one that every CPU of the architecture runs, else the first one of the
-// architecture.
-func (d *document) instance() (Descriptor, error) {
+// rank orders the variants of an architecture; less is better. One that this
+// machine may or may not run comes after all it does, the oldest first.
+func rank(architecture, variant string) (int, string) {
+	if i := slices.Index(variants[architecture], variant); i >= 0 {
+		return i, ""
+	}
+	return len(variants[architecture]), variant
+}
+
+// instance picks the entry of an index for Linux on this architecture: of those
+// with the best variant the first one. No other architecture is tried, though
+// the CPU may have a 32-bit mode.
+func (d *document) instance(architecture string) (Descriptor, error) {
 	var found *Descriptor
 	for i := range *d.Manifests {
 		m := &(*d.Manifests)[i]
-		if m.Platform == nil || m.Platform.OS != "linux" || m.Platform.Architecture != runtime.GOARCH {
+		if m.Platform == nil || m.Platform.OS != "linux" || m.Platform.Architecture != architecture {
 			continue
 		}
-		if v := m.Platform.Variant; v == "" || v == baseVariant(runtime.GOARCH) {
-			found = m
-			break
-		}
-		if found == nil {
+		if found == nil || better(architecture, m.Platform.Variant, found.Platform.Variant) {
 			found = m
 		}
 	}
 	if found == nil {
-		err := fmt.Errorf("%w: linux/%s", ErrPlatform, runtime.GOARCH)
-		return Descriptor{}, podvm.Explain(err, "the image has no manifest for linux/"+runtime.GOARCH)
+		err := fmt.Errorf("%w: linux/%s", ErrPlatform, architecture)
+		return Descriptor{}, podvm.Explain(err, "the image has no manifest for linux/"+architecture)
 	}
 	if err := found.check(); err != nil {
-		return Descriptor{}, fmt.Errorf("%w: index entry for linux/%s: %w", ErrManifest, runtime.GOARCH, err)
+		return Descriptor{}, fmt.Errorf("%w: index entry for linux/%s: %w", ErrManifest, architecture, err)
 	}
 	return *found, nil
+}
+
+func better(architecture, a, b string) bool {
+	i, x := rank(architecture, a)
+	j, y := rank(architecture, b)
+	return i < j || i == j && x < y
 }

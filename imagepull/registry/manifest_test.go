@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/sealpod/sealpod/podvm"
 )
 
 func TestDocumentKind(t *testing.T) {
@@ -63,19 +65,25 @@ func TestManifestRefuses(t *testing.T) {
 }
 
 func TestPlatformSelection(t *testing.T) {
-	arch := runtime.GOARCH
-	base := baseVariant(arch)
 	tests := map[string]struct {
+		arch      string
 		platforms []string
 		want      int // index of the entry, -1 for none
 	}{
-		"first of several":            {[]string{"linux/" + arch, "linux/" + arch}, 0},
-		"not the first entry":         {[]string{"linux/other", "windows/" + arch, "linux/" + arch}, 2},
-		"base variant over a newer":   {[]string{"linux/" + arch + "/newer", "linux/" + arch + "/" + base}, 1},
-		"newer variant if none else":  {[]string{"linux/other", "linux/" + arch + "/newer"}, 1},
-		"attestations are not images": {[]string{"unknown/unknown"}, -1},
-		"entries without a platform":  {[]string{""}, -1},
-		"nothing":                     {nil, -1},
+		"first of several":              {"amd64", []string{"linux/amd64", "linux/amd64"}, 0},
+		"not the first entry":           {"amd64", []string{"linux/arm64", "windows/amd64", "linux/amd64"}, 2},
+		"v1 is no variant":              {"amd64", []string{"linux/amd64/v3", "linux/amd64/v1"}, 1},
+		"newer variant if none else":    {"amd64", []string{"linux/386", "linux/amd64/v4", "linux/amd64/v3"}, 2},
+		"32 bits are another machine":   {"amd64", []string{"linux/386"}, -1},
+		"arm64 is v8":                   {"arm64", []string{"linux/arm/v7", "linux/arm64/v9", "linux/arm64/v8"}, 2},
+		"arm64 without a variant":       {"arm64", []string{"linux/arm64/v9", "linux/arm64"}, 1},
+		"newer arm64 if none else":      {"arm64", []string{"linux/arm64/v9"}, 0},
+		"arm v7 before v6":              {"arm", []string{"linux/arm/v5", "linux/arm/v6", "linux/arm/v7"}, 2},
+		"arm v6 before v5 and v8":       {"arm", []string{"linux/arm/v8", "linux/arm/v5", "linux/arm/v6"}, 2},
+		"architecture without variants": {"s390x", []string{"linux/amd64", "linux/s390x"}, 1},
+		"attestations are not images":   {"amd64", []string{"unknown/unknown"}, -1},
+		"entries without a platform":    {"amd64", []string{""}, -1},
+		"nothing":                       {"amd64", nil, -1},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -87,9 +95,9 @@ func TestPlatformSelection(t *testing.T) {
 				}
 				list = append(list, d)
 			}
-			got, err := (&document{Manifests: &list}).instance()
+			got, err := (&document{Manifests: &list}).instance(tt.arch)
 			if tt.want < 0 {
-				if !errors.Is(err, ErrPlatform) {
+				if !errors.Is(err, ErrPlatform) || !strings.Contains(podvm.Cause(err), "no manifest for linux/"+tt.arch) {
 					t.Errorf("%v, %v", got, err)
 				}
 				return
@@ -131,7 +139,7 @@ func FuzzManifest(f *testing.F) {
 			return
 		}
 		if isIndex {
-			if got, err := d.instance(); err == nil && (checkDigest(got.Digest) != nil || got.Size < 0) {
+			if got, err := d.instance(runtime.GOARCH); err == nil && (checkDigest(got.Digest) != nil || got.Size < 0) {
 				t.Errorf("%+v", got)
 			}
 			return

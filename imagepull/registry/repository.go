@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime"
 	"strings"
 
 	"github.com/sealpod/sealpod/podvm"
@@ -70,7 +71,7 @@ func (r *Repository) Resolve(ctx context.Context) (*Image, error) {
 
 // platform follows an index to the manifest of this machine.
 func (r *Repository) platform(ctx context.Context, index *document) (*document, string, error) {
-	desc, err := index.instance()
+	desc, err := index.instance(runtime.GOARCH)
 	if err != nil {
 		return nil, "", err
 	}

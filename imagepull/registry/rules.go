@@ -151,6 +151,10 @@ func (r *Rules) Candidates(ref Reference) ([]Candidate, error) {
 		}
 		out = append(out, c)
 	}
+	if len(out) == 0 && len(blocked) == 0 {
+		text := fmt.Sprintf("image %s has no registry: unqualified-search-registries is empty", ref)
+		return nil, podvm.Explain(fmt.Errorf("%w: the search list is empty", ErrBlocked), text)
+	}
 	if len(out) == 0 {
 		text := fmt.Sprintf("image %s is blocked by registry rule", ref)
 		return nil, podvm.Explain(fmt.Errorf("%w: %s", ErrBlocked, strings.Join(blocked, ", ")), text)
