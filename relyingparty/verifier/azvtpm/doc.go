@@ -30,5 +30,6 @@
 // start with ones, so that a log that names those is refused.
 //
 // Sources: trustee deps/verifier/src/{az_snp_vtpm,az_tdx_vtpm} at 78962cd4, the
-// event log at a200c511; az-cvm-vtpm 0.8.1.
+// event log at a200c511; az-cvm-vtpm 0.8.1; on RTMRs trustee's quotes of Azure at
+// 78962cd4 and openvmm at 1488a37b, which extends none.
 package azvtpm
