@@ -11,7 +11,7 @@ import (
 //	host/repo:tag@digest as requested, host/repo, its parents, host:port,
 //	*.domain (port left out, longest first), "", the top-level default.
 func (p *Policy) lookup(img Image) (string, []requirement) {
-	for _, scope := range candidates(img) {
+	for _, scope := range img.Scopes() {
 		if reqs, ok := p.scopes[scope]; ok {
 			return fmt.Sprintf("transports.docker[%q]", scope), reqs
 		}
@@ -19,23 +19,24 @@ func (p *Policy) lookup(img Image) (string, []requirement) {
 	return "default", p.fallback
 }
 
-func candidates(img Image) []string {
-	out := []string{img.String()}
-	for name := img.name(); ; {
+// Scopes lists the names under which there may be a rule for the image, the
+// most specific first and "" last.
+func (i Image) Scopes() []string {
+	out := []string{i.String()}
+	for name := i.name(); ; {
 		out = append(out, name)
-		i := strings.LastIndexByte(name, '/')
-		if i < 0 {
+		slash := strings.LastIndexByte(name, '/')
+		if slash < 0 {
 			break
 		}
-		name = name[:i]
+		name = name[:slash]
 	}
-	host := hostname(img.Registry)
-	for {
-		i := strings.IndexByte(host, '.')
-		if i < 0 {
+	for host := hostname(i.Registry); ; {
+		_, domain, found := strings.Cut(host, ".")
+		if !found {
 			break
 		}
-		host = host[i+1:]
+		host = domain
 		out = append(out, "*."+host)
 	}
 	return append(out, "")

@@ -159,7 +159,7 @@ func TestLookup(t *testing.T) {
 		"*.com",
 		"",
 	}
-	if d := cmp.Diff(order, candidates(img)); d != "" {
+	if d := cmp.Diff(order, img.Scopes()); d != "" {
 		t.Fatal(d)
 	}
 	for i := range order {
@@ -181,7 +181,7 @@ func TestLookup(t *testing.T) {
 		"[::1]:5000":     {"[::1]:5000/a", "[::1]:5000", ""},
 		"docker.io":      {"docker.io/a", "docker.io", "*.io", ""},
 	} {
-		if d := cmp.Diff(want, candidates(Image{Registry: registry, Repository: "a"})[1:]); d != "" {
+		if d := cmp.Diff(want, Image{Registry: registry, Repository: "a"}.Scopes()[1:]); d != "" {
 			t.Errorf("%s: %s", registry, d)
 		}
 	}

@@ -61,7 +61,7 @@ func (r *Repository) signatures(ctx context.Context, digest string) ([]policy.Si
 			continue
 		}
 		payload, err := r.small(ctx, l, policy.MaxPayload)
-		if errors.Is(err, ErrDigest) || errors.Is(err, ErrTruncated) || errors.Is(err, podvm.ErrTooLarge) {
+		if unusable(err) {
 			r.log.Warn("Signature payload ignored", "image", r.ref.String(), "digest", l.Digest, "err", err)
 			continue
 		}
