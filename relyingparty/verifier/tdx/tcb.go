@@ -43,15 +43,10 @@ func (c *checked) judge(q *Quote, p *pckInfo) (*verdict, error) {
 		return nil, err
 	}
 	v := &verdict{status: merge(append(levels, qe))}
-	if svn2 := q.tcbSVN2(); svn2 != nil && strings.HasPrefix(v.status, "OutOfDate") {
+	if svn2 := q.tcbSVN2(); svn2 != nil && len(levels) == 2 && levels[1].TcbStatus == pcs.TcbComponentStatusOutOfDate {
 		// The TD was launched by an older module than the one that runs now.
 		if newer, err := c.levels(q, p, svn2); err == nil {
-			switch merge(append(newer, qe)) {
-			case string(pcs.TcbComponentStatusUpToDate), string(pcs.TcbComponentStatusSwHardeningNeeded):
-				v.status = relaunchAdvised
-			case string(pcs.TcbComponentStatusConfigurationNeeded), string(pcs.TcbComponentStatusConfigurationAndSWHardeningNeeded):
-				v.status = relaunchAdvisedConfig
-			}
+			v.status = relaunched(v.status, merge(append(newer, qe)))
 		}
 	}
 	for i, l := range append(levels, qe) {
@@ -70,6 +65,19 @@ func (c *checked) judge(q *Quote, p *pckInfo) (*verdict, error) {
 		return nil, errors.New("the TCB level is revoked: the platform is not to be trusted any more")
 	}
 	return v, nil
+}
+
+// relaunched is the status of a TD whose module was out of date at its launch,
+// by what it was then and what it would be now. Source: Intel
+// SGX-TDX-DCAP-QuoteVerificationLibrary, TDRelaunchCheck.cpp.
+func relaunched(then, now string) string {
+	switch {
+	case !strings.HasPrefix(then, "OutOfDate") || strings.HasPrefix(now, "OutOfDate") || now == statusRevoked:
+		return then
+	case strings.Contains(then+now, "Configuration"):
+		return relaunchAdvisedConfig
+	}
+	return relaunchAdvised
 }
 
 // levels are the level of the platform and, from TDX 1.5 on, of the module.

@@ -218,6 +218,35 @@ func TestTCBStatusIsAClaim(t *testing.T) {
 	}
 }
 
+// TestRelaunchIsAdvisedAsByIntel: only for a module that was out of date, and
+// with what was to be configured then as now.
+func TestRelaunchIsAdvisedAsByIntel(t *testing.T) {
+	s := newSimulator(t)
+	for name, c := range map[string]struct {
+		before      string // status of platforms with other parts of version 3
+		module, was byte   // versions of the module and of the other parts at launch
+		want        string
+	}{
+		"all were old":             {"OutOfDate", 3, 3, "TDRelaunchAdvised"},
+		"and to be configured":     {"OutOfDateConfigurationNeeded", 3, 3, "TDRelaunchAdvisedConfigurationNeeded"},
+		"the module alone was old": {"OutOfDate", 3, 5, "TDRelaunchAdvised"},
+		"the module was not old":   {"OutOfDate", 5, 3, "OutOfDate"},
+	} {
+		tcb := s.tcb()
+		tcb.Platform, tcb.Module = levels(5, "UpToDate", 3, c.before), levels(5, "UpToDate", 2, "OutOfDate")
+		m := s.model()
+		m.Header.Version, m.BodyType = 5, bodyType15
+		for i := range m.Body.TEETCBSVN {
+			m.Body.TEETCBSVN[i], m.Body.TEETCBSVN2[i] = c.was, 5
+		}
+		m.Body.TEETCBSVN[0], m.Body.TEETCBSVN[1], m.Body.TEETCBSVN2[1] = c.module, 1, 1
+		_, claims, err := s.verifier(s.collateral(tcb)).VerifyQuote(t.Context(), s.quote(m))
+		if err != nil || claims["tcb_status"] != c.want {
+			t.Errorf("%s: %v, want %s, %v", name, claims["tcb_status"], c.want, err)
+		}
+	}
+}
+
 func TestRevocationIsRefused(t *testing.T) {
 	s := newSimulator(t)
 	for name, c := range map[string]struct {
