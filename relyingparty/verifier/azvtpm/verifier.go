@@ -25,8 +25,8 @@ type Verifier struct {
 
 var _ verifier.Verifier = (*Verifier)(nil)
 
-// NewSNP returns a verifier for "az-snp-vtpm" with that verifier's roots. Its
-// sources are not asked, because such evidence has the VCEK.
+// NewSNP returns a verifier for "az-snp-vtpm" with that verifier's roots and
+// revocation lists. Keys are not looked up: such evidence has the VCEK.
 func NewSNP(v *snp.Verifier) *Verifier {
 	return &Verifier{wire.SNP, func(ctx context.Context, e *evidence) ([]byte, map[string]any, error) {
 		r, err := v.VerifyReport(ctx, e.hcl.Report, []snp.Certificate{{Type: "VCEK", DER: e.hardware}})
