@@ -63,6 +63,11 @@ func TestKeyFromTheKeyServer(t *testing.T) {
 		if asked.Load() != 2 { // for the key, and for a list
 			t.Errorf("%s: asked %d times", product, asked.Load())
 		}
+		parked := 0
+		ctx := verifier.WithPark(t.Context(), func(call func()) { parked++; call() })
+		if _, err := v.Verify(ctx, toJSON(t, s.report(m, key)), verifier.Expected{ReportData: digest}); err != nil || parked != 2 {
+			t.Errorf("%s: others could go first %d times, %v", product, parked, err)
+		}
 	}
 }
 

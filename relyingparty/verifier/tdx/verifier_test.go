@@ -360,6 +360,11 @@ func TestCache(t *testing.T) {
 	source.c, source.err = s.collateral(s.tcb()), nil
 	check("asks again", true, 2)
 	check("is cached", true, 2)
+	parked := 0
+	park := verifier.WithPark(t.Context(), func(call func()) { parked++; call() })
+	if _, _, err := v.VerifyQuote(park, quote); err != nil || parked != 1 {
+		t.Errorf("others could go first %d times, %v", parked, err)
+	}
 	now = now.Add(time.Hour)
 	source.err = ErrCollateral
 	check("serves on when the source fails", true, 3)
