@@ -20,9 +20,9 @@ import (
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
-// maxRuntimeData caps what a caller may have put into evidence, in bytes: the
-// evidence has to fit into a ttrpc frame of 4 MiB.
-const maxRuntimeData = 1 << 20
+// maxRuntimeData caps what a caller may have put into evidence, in bytes. TEEs
+// take 64 at most; only sample has use for more.
+const maxRuntimeData = 64 << 10
 
 // maxEvidence is how many callers' evidence is made at once. Making it takes
 // seconds on some machines, and devices serve in the order of coming: more in

@@ -189,8 +189,8 @@ func TestErrors(t *testing.T) {
 	}{
 		"evidence fails":          {Deps{TEEs: fail}, evidence(1), codes.Internal, evidencePrefix, ""},
 		"device evidence fails":   {Deps{TEEs: fail}, additional(1), codes.Internal, evidencePrefix, ""},
-		"runtime data too long":   {Deps{}, evidence(maxRuntimeData + 1), codes.Internal, evidencePrefix, "runtime data of more than 1048576 bytes"},
-		"device data too long":    {Deps{}, additional(maxRuntimeData + 1), codes.Internal, evidencePrefix, "runtime data of more than 1048576 bytes"},
+		"runtime data too long":   {Deps{}, evidence(maxRuntimeData + 1), codes.Internal, evidencePrefix, "runtime data of more than 65536 bytes"},
+		"device data too long":    {Deps{}, additional(maxRuntimeData + 1), codes.Internal, evidencePrefix, "runtime data of more than 65536 bytes"},
 		"token type unknown":      {Deps{}, token("jwt\n"), codes.Internal, tokenPrefix, "the token type must be kbs or coco_as"},
 		"no KBS configured":       {Deps{}, token("kbs"), codes.Internal, tokenPrefix, "no [token_configs.kbs]"},
 		"no AS configured":        {Deps{}, token("coco_as"), codes.Internal, tokenPrefix, "no [token_configs.coco_as]"},

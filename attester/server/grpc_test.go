@@ -111,7 +111,7 @@ func TestGRPCErrors(t *testing.T) {
 		"additional evidence": {fail, "GetAdditionalEvidence", &aa.GetAdditionalEvidenceRequest{}, "AA get additional evidence failed (request "},
 		"token":               {fail, "GetToken", &aa.GetTokenRequest{TokenType: "kbs"}, "AA get token failed: the attestation agent's configuration has no [token_configs.kbs]"},
 		"event":               {fail, "ExtendRuntimeMeasurement", &aa.ExtendRuntimeMeasurementRequest{}, "AA extend runtime measurement failed (request "},
-		"long runtime data":   {Deps{}, "GetEvidence", &aa.GetEvidenceRequest{RuntimeData: long}, "AA get evidence failed: runtime data of more than 1048576 bytes"},
+		"long runtime data":   {Deps{}, "GetEvidence", &aa.GetEvidenceRequest{RuntimeData: long}, "AA get evidence failed: runtime data of more than 65536 bytes"},
 		"init data": {Deps{TEEs: &attester.Set{Primary: measured{"x"}}}, "BindInitData", &aa.BindInitDataRequest{Digest: []byte("y")},
 			"AA binding init data failed (request "},
 	} {

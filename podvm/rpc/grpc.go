@@ -16,13 +16,13 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// Limits of a gRPC server, beside those of its calls. What callers can make it
-// hold is maxConns × maxStreams × maxRequest, as it came and decoded: 288 MiB.
-// One process can take all connections for itself: a port knows no callers.
+// Limits of a gRPC server, beside those of its calls. A process that calls as
+// fast as it can, with the longest requests, drives an agent to 140 MB. It can
+// also take all connections for itself: a port knows no callers.
 const (
 	maxConns    = 16
-	maxStreams  = 8                // calls of one connection at once; a client queues more
-	maxRequest  = 1<<20 + 128<<10  // bytes: the largest runtime data, and room
+	maxStreams  = 4                // calls of one connection at once; a client queues more
+	maxRequest  = 192 << 10        // bytes: the longest runtime data or event, and room
 	maxResponse = 4 << 20          // bytes, what clients take by default, and as with ttrpc
 	maxHeader   = 16 << 10         // bytes of one call's headers
 	maxCallTime = 2 * time.Minute  // for callers that set no deadline
@@ -69,6 +69,8 @@ func serveGRPC(ctx context.Context, l net.Listener, log *slog.Logger, drain time
 			return g.run(ctx, info.FullMethod, func(ctx context.Context) (any, error) { return handle(ctx, req) })
 		}),
 		grpc.MaxRecvMsgSize(maxRequest),
+		// Else they grow to 16 MiB of what nobody has read yet.
+		grpc.InitialWindowSize(maxRequest), grpc.InitialConnWindowSize(maxRequest),
 		grpc.MaxSendMsgSize(maxResponse),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),
