@@ -53,13 +53,16 @@ checks := {
 			["init_data", "pinned", "init_data"],
 		],
 	},
-	# The firmware is in MRTD, what it started in RTMR 1 and 2. Trustee lets a TD
-	# pass that the host may migrate, by a service of its own choice that then has
-	# the TD's memory; this policy does not.
+	# The firmware is in MRTD, what it started in RTMR 1 and 2. In RTMR 0 is what the
+	# host hands to the firmware, ACPI tables among it, whose code the kernel runs;
+	# it changes with the size of the machine, and who knows it pins it. Trustee lets
+	# a TD pass that the host may migrate, by a service of its own choice that then
+	# has the TD's memory; this policy does not.
 	"tdx": {
 		"executables": [
 			["tdx.quote.body.rtmr_1", "listed", "rtmr_1"],
 			["tdx.quote.body.rtmr_2", "listed", "rtmr_2"],
+			["tdx.quote.body.rtmr_0", "pinned", "rtmr_0"],
 		],
 		"hardware": [
 			["tdx.quote.header.tee_type", "is", "81000000"],

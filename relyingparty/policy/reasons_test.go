@@ -149,6 +149,7 @@ var tees = map[string]struct {
 // pins are the reference values that are compared only where they are set.
 var pins = map[string]map[string][2]string{ // by trust claim, path: name and the value of the good evidence
 	"executables": {
+		"tdx.quote.body.rtmr_0": {"rtmr_0", `"10"`},
 		"az-snp-vtpm.tpm.pcr04": {"snp_pcr04", `"04"`}, "az-tdx-vtpm.tpm.pcr04": {"tdx_pcr04", `"04"`}, "tpm.pcr04": {"tpm_pcr04", `"04"`},
 	},
 	"configuration": {"init_data": {"init_data", `"y"`}},
