@@ -20,7 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 
 	"github.com/sealpod/sealpod/imageseal"
-
+	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/rpc"
 	"github.com/sealpod/sealpod/podvm/testenv"
 	"github.com/sealpod/sealpod/teesim"
@@ -155,6 +155,24 @@ func TestInterruptedDemoLeavesNothing(t *testing.T) {
 			}
 			if d := cmp.Diff(before, mounts(t)); d != "" {
 				t.Errorf("mounts changed: %s", d)
+			}
+		})
+	}
+}
+
+// TestDemoHasAnEnvironmentOfItsOwn holds when the shell is set up for a machine
+// of tee-sim, or for pods of another kind.
+func TestDemoHasAnEnvironmentOfItsOwn(t *testing.T) {
+	binary := sealpod(t)
+	for _, kind := range []string{Sample, teesim.AzSNP} {
+		t.Run(kind, func(t *testing.T) {
+			canRun(t, kind)
+			t.Setenv("TMPDIR", shortTemp(t))
+			for _, name := range []string{podvm.HostRootEnv, podvm.IMDSEnv, "SEALPOD_ATTESTERS", "SEALPOD_INITDATA_RTMR3", "AA_TPM_DEVICE", "AA_KBC_PARAMS"} {
+				t.Setenv(name, "/of/another/machine")
+			}
+			if report, err := Run(t.Context(), Options{Sealpod: binary, TEE: kind}); err != nil || !report.OK {
+				t.Errorf("ok %v, %v", report.OK, err)
 			}
 		})
 	}

@@ -29,12 +29,15 @@ type pod struct {
 // serves. What was started before a failure is stopped by stop.
 func startPod(ctx context.Context, sealpod string, g *guest) (*pod, error) {
 	p := &pod{guest: g, hub: rpc.NewClient(g.cdhSock, 5*time.Second), ready: map[string]time.Duration{}}
+	// All of their environment: what the user has set, for a machine of tee-sim
+	// say, must not reach them.
+	tee := Sample
+	if g.machine != nil {
+		tee = g.machine.TEE()
+	}
 	env := []string{
-		"SEALPOD_LOG_FORMAT=text", "RUST_LOG=info",
+		"SEALPOD_LOG_FORMAT=text", "RUST_LOG=info", "SEALPOD_ATTESTERS=" + tee,
 		"OCICRYPT_KEYPROVIDER_CONFIG=" + filepath.Join(g.dir, "ocicrypt_config.json"),
-		// The user's own settings must not reach the demo's daemons.
-		"AA_KBC_PARAMS=", "AA_SOCKET=", "KBS_CERT=", "CDH_DEFAULT_IMAGE_AUTHENTICATED_REGISTRY_CREDENTIALS=",
-		"HTTP_PROXY=", "HTTPS_PROXY=", "http_proxy=", "https_proxy=",
 	}
 	file := func(name string) string { return filepath.Join(g.dir, name) }
 	agent := []string{"-c", file("aa.toml"), "-a", "unix://" + g.aaSock}

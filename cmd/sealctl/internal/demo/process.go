@@ -26,7 +26,8 @@ type process struct {
 	err  error         // of Wait, once done is closed
 }
 
-// start runs the sealpod applet name with args. Its log goes to a file in dir.
+// start runs the sealpod applet name with args in that environment alone. Its log
+// goes to a file in dir.
 func start(sealpod, dir, name string, env []string, args ...string) (*process, error) {
 	p := &process{name: name, log: filepath.Join(dir, name+".log"), done: make(chan struct{})}
 	out, err := os.OpenFile(p.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -37,7 +38,7 @@ func start(sealpod, dir, name string, env []string, args ...string) (*process, e
 	// Not CommandContext: an interrupt stops daemons in order, see stop.
 	p.cmd = exec.Command(sealpod, append([]string{name}, args...)...) //nolint:noctx // see above
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.Env = env
 	// A group of its own keeps a terminal's Ctrl-C from reaching the daemons
 	// before the demo stops them; the death signal covers a killed demo.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
