@@ -241,7 +241,7 @@ func (r *ranged) Read(p []byte) (int, error) {
 		if r.alone != nil {
 			return r.alone.Read(p)
 		}
-		if r.off == r.src.desc.Size {
+		if r.off == r.src.desc.Size && r.cur == nil {
 			return 0, io.EOF
 		}
 		if err := r.turn(); errors.Is(err, errNoParts) {

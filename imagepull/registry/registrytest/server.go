@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 )
@@ -26,19 +28,24 @@ type Server struct {
 	mu   sync.Mutex
 	hook func(w http.ResponseWriter, r *http.Request) bool
 	seen []string
+	open map[net.Conn]http.ConnState
+	idle *sync.Cond // open changed
 }
 
 // New starts a plain HTTP registry that ends with the test.
-func New(tb testing.TB) *Server { return start(tb, httptest.NewServer) }
+func New(tb testing.TB) *Server { return start(tb, (*httptest.Server).Start) }
 
 // NewTLS starts an HTTPS registry; its CA is Server.Certificate.
-func NewTLS(tb testing.TB) *Server { return start(tb, httptest.NewTLSServer) }
+func NewTLS(tb testing.TB) *Server { return start(tb, (*httptest.Server).StartTLS) }
 
-func start(tb testing.TB, listen func(http.Handler) *httptest.Server) *Server {
+func start(tb testing.TB, begin func(*httptest.Server)) *Server {
 	tb.Helper()
-	s := &Server{next: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
-	s.Server = listen(s)
+	s := &Server{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), open: map[net.Conn]http.ConnState{}}
+	s.idle = sync.NewCond(&s.mu)
+	s.Server = httptest.NewUnstartedServer(s)
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Config.ConnState = s.connState
+	begin(s.Server)
 	s.Host = s.Listener.Addr().String()
 	tb.Cleanup(s.Close)
 	return s
@@ -53,7 +60,53 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if hook != nil && hook(w, r) {
 		return
 	}
-	s.next.ServeHTTP(w, r)
+	if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+		s.next.ServeHTTP(w, r)
+		return
+	}
+	// The registry below knows no ranges; those out there do.
+	answer := httptest.NewRecorder()
+	s.next.ServeHTTP(answer, r)
+	if answer.Code != http.StatusOK {
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes())
+		return
+	}
+	ServeBlob(w, r, answer.Body.Bytes())
+}
+
+// ServeBlob answers r with b, or the range of it that r asks for.
+func ServeBlob(w http.ResponseWriter, r *http.Request, b []byte) {
+	w.Header().Set("Content-Type", "application/octet-stream")
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+}
+
+func (s *Server) connState(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if state == http.StateClosed || state == http.StateHijacked {
+		delete(s.open, c)
+	} else {
+		s.open[c] = state
+	}
+	s.idle.Broadcast()
+}
+
+// WaitNoConns returns when no client is connected any more; until then the test
+// hangs, and goes out with its own deadline.
+func (s *Server) WaitNoConns() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.open) > 0 {
+		s.idle.Wait()
+	}
+}
+
+// Conns returns how many clients are connected.
+func (s *Server) Conns() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
 }
 
 // Hook installs f, which returns true when it has answered. Nil removes it.
