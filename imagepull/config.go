@@ -36,8 +36,9 @@ type Config struct {
 	PolicyURI string `config:"image_security_policy_uri"`
 	// Policy is the signature policy itself, as JSON text.
 	Policy string `config:"image_security_policy"`
-	// SigstoreConfigURI and SigstoreConfig locate GPG simple-signing
-	// lookaside stores.
+	// SigstoreConfigURI and SigstoreConfig say where the signatures of GPG
+	// simple signing are, as YAML; the URI beats the text. Both are read only
+	// when the policy asks for signedBy. See package lookaside.
 	SigstoreConfigURI string `config:"sigstore_config_uri"`
 	SigstoreConfig    string `config:"sigstore_config"`
 	// AuthURI locates registry credentials in auth.json form. Empty means

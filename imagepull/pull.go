@@ -141,20 +141,48 @@ func (p *pulling) checkPolicy(ctx context.Context, img *registry.Image) error {
 		return nil
 	}
 	start := time.Now()
-	decision, err := p.set.policy.Check(ctx, policy.Image{
+	decision, err := p.set.policy.Check(ctx, policyImage(img), p.sources(img))
+	p.log.Info("Policy decided", "allowed", decision.Allowed, "rule", decision.Scope, "requirement", decision.Requirement,
+		"key", decision.Key, "dur", time.Since(start))
+	for _, w := range decision.Warnings {
+		p.log.Warn("Signature accepted, but", "what", w)
+	}
+	return err
+}
+
+// policyImage is img as the policy sees it.
+func policyImage(img *registry.Image) policy.Image {
+	out := policy.Image{
 		Registry:       img.Reference.Registry,
 		Repository:     img.Reference.Repository,
 		Tag:            img.Reference.Tag,
 		Digest:         img.Reference.Digest,
 		TopDigest:      img.TopDigest,
 		PlatformDigest: img.Digest,
-	}, policy.Sources{
+	}
+	for _, l := range img.Layers {
+		out.Layers = append(out.Layers, policy.Layer{Digest: l.Digest, Encrypted: encrypted(l)})
+	}
+	return out
+}
+
+// sources fetches what the policy may ask for about img.
+func (p *pulling) sources(img *registry.Image) policy.Sources {
+	return policy.Sources{
 		Signatures: func(ctx context.Context) ([]policy.Signature, error) { return p.repo.Signatures(ctx, img.TopDigest) },
-		Key:        p.policyKey,
-	})
-	p.log.Info("Policy decided", "allowed", decision.Allowed, "rule", decision.Scope, "requirement", decision.Requirement,
-		"key", decision.Key, "dur", time.Since(start))
-	return err
+		Bundles:    func(ctx context.Context) ([]policy.Document, error) { return p.repo.Bundles(ctx, img.TopDigest) },
+		Lookaside: func(ctx context.Context) ([]policy.Document, error) {
+			return p.lookaside(ctx, p.log, policyImage(img))
+		},
+		Key: p.policyKey,
+	}
+}
+
+// encrypted says whether the pull fails unless l decrypts. A layer of an
+// unknown type fails anyway.
+func encrypted(l registry.Layer) bool {
+	yes, err := layer.Encrypted(l.MediaType)
+	return err == nil && yes
 }
 
 // pullLayer is a layer on its way. Its key is unwrapped at most once.
@@ -175,7 +203,7 @@ func layersOf(img *registry.Image) pullLayers {
 	for _, l := range img.Layers {
 		list = append(list, &pullLayer{
 			desc: l.Descriptor,
-			id:   store.ID{Blob: l.Digest, DiffID: l.DiffID},
+			id:   store.ID{Blob: l.Digest, DiffID: l.DiffID, Encrypted: encrypted(l)},
 			spec: layer.Spec{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size, DiffID: l.DiffID, Annotations: l.Annotations},
 		})
 	}

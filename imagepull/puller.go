@@ -75,9 +75,6 @@ func New(deps Deps) (*Puller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	if deps.Config.SigstoreConfig != "" || deps.Config.SigstoreConfigURI != "" {
-		deps.Log.Warn("GPG simple signing is not supported, sigstore_config is ignored")
-	}
 	return &Puller{deps: deps, registry: client}, nil
 }
 

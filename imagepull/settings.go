@@ -12,6 +12,7 @@ import (
 
 	"github.com/sealpod/sealpod/imagepull/layer"
 	"github.com/sealpod/sealpod/imagepull/policy"
+	"github.com/sealpod/sealpod/imagepull/policy/lookaside"
 	"github.com/sealpod/sealpod/imagepull/registry"
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -21,7 +22,6 @@ const (
 	maxAuthFile  = 1 << 20
 	maxRulesFile = 1 << 20
 	maxPolicy    = 1 << 20
-	maxPolicyKey = 64 << 10
 )
 
 // settings is what the configuration points to, as of one pull. It is fetched
@@ -106,7 +106,27 @@ func (p *Puller) loadPolicy(ctx context.Context, log *slog.Logger, s *settings) 
 
 // policyKey fetches a verification key that the policy points to.
 func (p *Puller) policyKey(ctx context.Context, uri string) ([]byte, error) {
-	return p.read(ctx, uri, maxPolicyKey)
+	return p.read(ctx, uri, policy.MaxKey)
+}
+
+// lookaside fetches the simple-signing messages for img. The configuration of
+// the stores is read only now: few policies need it.
+func (p *Puller) lookaside(ctx context.Context, log *slog.Logger, img policy.Image) ([]policy.Document, error) {
+	raw := podvm.Secret(p.deps.Config.SigstoreConfig)
+	if uri := p.deps.Config.SigstoreConfigURI; uri != "" {
+		var err error
+		if raw, err = p.read(ctx, uri, lookaside.MaxConfig); err != nil {
+			return nil, fmt.Errorf("fetching the sigstore configuration: %w", err)
+		}
+	}
+	conf, err := lookaside.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range conf.Warnings() {
+		log.Warn("Doubtful sigstore configuration", "what", w)
+	}
+	return conf.Signatures(ctx, img, p.registry)
 }
 
 // read fetches what a URI of the configuration points to. The caller wipes it.

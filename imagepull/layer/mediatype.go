@@ -51,3 +51,13 @@ func formatOf(mediaType string) (format, error) {
 	}
 	return format{}, fmt.Errorf("%w: %q", ErrMediaType, podvm.Printable(mediaType, 128))
 }
+
+// Encrypted says whether a layer of that media type has to be decrypted. It is
+// what Apply goes by: a blob that does not decrypt then is an error, and keys
+// of a layer that is not encrypted are never asked for.
+//
+// Errors: ErrMediaType.
+func Encrypted(mediaType string) (bool, error) {
+	f, err := formatOf(mediaType)
+	return f.encrypted, err
+}

@@ -52,10 +52,13 @@ type entry struct {
 }
 
 // ID names a layer by what it was and what it became. Neither alone is enough:
-// the same blob under another config promises other content.
+// the same blob under another config promises other content. Nor is a layer
+// that was fetched plain ever one that had to be decrypted, or a manifest could
+// pass off the one as the other.
 type ID struct {
-	Blob   string // digest of the blob in the registry
-	DiffID string // digest of the plain tar
+	Blob      string // digest of the blob in the registry
+	DiffID    string // digest of the plain tar
+	Encrypted bool   // the blob was decrypted
 }
 
 // Open takes hold of the work directory dir, creates it if needed, and removes
@@ -120,7 +123,11 @@ var layerName = regexp.MustCompile(`^[0-9a-f]{64}(\.plain)?$`)
 // name is the directory of a layer below layers/. The two modes lay layers out
 // differently and never share one.
 func (s *Store) name(id ID) string {
-	sum := sha256.Sum256([]byte(id.Blob + "\n" + id.DiffID))
+	text := id.Blob + "\n" + id.DiffID
+	if id.Encrypted {
+		text += "\nencrypted"
+	}
+	sum := sha256.Sum256([]byte(text))
 	name := hex.EncodeToString(sum[:])
 	if s.mode == layer.Plain {
 		name += plainSuffix

@@ -69,7 +69,7 @@ func count(t *testing.T, pattern ...string) int {
 	return len(list)
 }
 
-var one, two = ID{"sha256:blob1", "sha256:diff1"}, ID{"sha256:blob2", "sha256:diff2"}
+var one, two = ID{"sha256:blob1", "sha256:diff1", false}, ID{"sha256:blob2", "sha256:diff2", false}
 
 func TestSecondProcessIsRefused(t *testing.T) {
 	dir := t.TempDir()
@@ -113,7 +113,7 @@ func TestLayerIdentityIsBothDigests(t *testing.T) {
 	s := open(t, t.TempDir(), true)
 	l := s.Begin()
 	add(t, l, one, with("a", "1"))
-	for _, id := range []ID{{one.Blob, two.DiffID}, {two.Blob, one.DiffID}, {one.DiffID, one.Blob}} {
+	for _, id := range []ID{{one.Blob, two.DiffID, false}, {two.Blob, one.DiffID, false}, {one.DiffID, one.Blob, false}, {one.Blob, one.DiffID, true}} {
 		if s.Has(id) {
 			t.Errorf("%v is taken for %v", id, one)
 		}
