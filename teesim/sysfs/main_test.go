@@ -105,23 +105,10 @@ func (r *fakeRegisters) Write(name string, digest []byte) error {
 	return nil
 }
 
-// needsFUSE ends a test on a machine that has no FUSE.
-func needsFUSE(t testing.TB) {
-	t.Helper()
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		testenv.Missing(t, "needs /dev/fuse: "+err.Error())
-	}
-	f.Close()
-	if os.Geteuid() != 0 {
-		testenv.Tool(t, "fusermount3")
-	}
-}
-
 // mountTree mounts tree until the test ends and returns where.
 func mountTree(t testing.TB, tree Tree) string {
 	t.Helper()
-	needsFUSE(t)
+	testenv.FUSE(t)
 	if tree.Log == nil {
 		tree.Log = slog.New(slog.DiscardHandler)
 	}

@@ -85,7 +85,9 @@ func mount(ctx context.Context, dir string, t Tree) (*FS, error) {
 	}
 	forever, debug := unchanging, slog.NewLogLogger(t.Log.Handler(), slog.LevelDebug)
 	server, err := fuse.NewServer(fs.NewNodeFS(root, &fs.Options{EntryTimeout: &forever, AttrTimeout: &forever, Logger: debug}), dir, &fuse.MountOptions{
-		Name: subtype, FsName: "sealpod", DirectMount: true, DisableXAttrs: true, MaxWrite: maxRequest,
+		// Root's mount fails for a reason, which what the helper says would hide.
+		DirectMount: true, DirectMountStrict: os.Geteuid() == 0,
+		Name: subtype, FsName: "sealpod", DisableXAttrs: true, MaxWrite: maxRequest,
 		Options: []string{"default_permissions", "nosuid", "nodev", "noexec"},
 		Logger:  debug,
 		PanicHandler: func(v any) fuse.Status {
@@ -95,7 +97,8 @@ func mount(ctx context.Context, dir string, t Tree) (*FS, error) {
 	})
 	if err != nil {
 		stop()
-		return nil, fmt.Errorf("%w (it takes /dev/fuse and, without root, fusermount3)", err)
+		// What go-fuse says may end in a line end.
+		return nil, fmt.Errorf("%s: it takes /dev/fuse and the right to mount, which Debian's package fuse3 gives users without root", strings.TrimSpace(err.Error()))
 	}
 	f := &FS{dir: dir, stop: stop, served: make(chan struct{}), wait: closeTimeout}
 	f.close = sync.OnceValue(f.end)
@@ -224,9 +227,22 @@ func detach(ctx context.Context, dir string, conn uint32) error {
 			return err
 		}
 	}
-	out, ferr := exec.CommandContext(ctx, "fusermount3", "-u", "-z", dir).CombinedOutput()
-	if ferr != nil {
-		return fmt.Errorf("%w; fusermount3: %w: %s", err, ferr, podvm.Printable(strings.TrimSpace(string(out)), 200))
+	helper := mountHelper()
+	out, herr := exec.CommandContext(ctx, helper, "-u", "-z", dir).CombinedOutput()
+	if herr != nil {
+		return fmt.Errorf("%w; %s: %w: %s", err, helper, herr, podvm.Printable(strings.TrimSpace(string(out)), 200))
 	}
 	return nil
+}
+
+// mountHelper is the program that go-fuse mounts with for an ordinary user: what
+// it mounted must not stay because another name was looked for.
+// Source: go-fuse v2.12.1 fuse/mount_linux.go, fusermountBinary.
+func mountHelper() string {
+	for _, name := range []string{"fusermount3", "/bin/fusermount3", "fusermount"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	return "/bin/fusermount"
 }

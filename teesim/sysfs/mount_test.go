@@ -24,7 +24,7 @@ func TestUnprivileged(t *testing.T) { testenv.RerunUnprivileged(t) }
 
 func mustMount(t *testing.T, dir string, tree Tree) *FS {
 	t.Helper()
-	needsFUSE(t)
+	testenv.FUSE(t)
 	tree.Log = slog.New(slog.DiscardHandler)
 	f, err := Mount(t.Context(), dir, tree)
 	if err != nil {
@@ -47,6 +47,21 @@ func TestCloseLeavesAnEmptyDirectory(t *testing.T) {
 	}
 	if m, err := mounted(f.Dir()); m != nil || err != nil {
 		t.Errorf("mounted %v, %v", m, err)
+	}
+}
+
+// An ordinary user's mount goes with the program that made it, wherever that is:
+// go-fuse looks beyond PATH.
+func TestCloseWithoutAPath(t *testing.T) {
+	testenv.FUSE(t)
+	t.Setenv("PATH", t.TempDir())
+	tree, _, _ := tdxTree()
+	f, err := Mount(t.Context(), t.TempDir(), tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Errorf("%v; umount it by hand", err)
 	}
 }
 
@@ -225,7 +240,7 @@ func TestMountOverOneWhoseProcessWasKilled(t *testing.T) {
 		os.Stdout.WriteString("\nmounted\n")
 		select {}
 	}
-	needsFUSE(t)
+	testenv.FUSE(t)
 	dir := filepath.Join(t.TempDir(), "sys")
 	for range 2 {
 		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+t.Name()+"$")
