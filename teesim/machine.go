@@ -53,8 +53,9 @@ type Launch struct {
 	// command line of the simulator's own.
 	Kernel      []byte
 	CommandLine string
-	// InitData is the digest the host sets at launch, 32 bytes. On Azure there is
-	// no such field: there the guest measures it itself.
+	// InitData is the digest the host sets at launch, cut or padded with zeros to
+	// the 48 bytes of TDX or the 32 of SNP. On Azure there is no such field: there
+	// the guest measures it itself.
 	InitData []byte
 	// Debug lets the host look into the machine.
 	Debug bool

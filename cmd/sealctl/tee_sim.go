@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sealpod/sealpod/attester/initdata"
 	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/teesim"
@@ -39,10 +39,12 @@ no relying party trusts unless told to (relying-party --trust-simulator).
 KIND is ` + strings.Join(teesim.Kinds(), ", ") + `.
 DIRECTORY keeps the maker's keys (keys), what a relying party must trust (trust),
 what a good machine measures (reference-values.json) and the machine's files
-(machine): its sys is a FUSE file system with configfs-tsm, the Azure kinds have
-a TPM (swtpm) in dev and a metadata service of their own.`,
+(machine). Those of tdx-sim and snp-sim are in sys, a FUSE file system with
+configfs-tsm: it takes /dev/fuse and either root or Debian's package fuse3. The
+Azure kinds have a TPM instead, the program swtpm behind the socket dev/tpmrm0,
+and a metadata service. Other users can use neither sys nor the TPM.`,
 		Example: `  sealctl tee-sim tdx-sim --dir ./sim
-  sealctl tee-sim az-snp-sim --dir ./sim --init-data initdata.toml
+  sealctl tee-sim snp-sim --dir ./sim --init-data initdata.toml
   sealctl relying-party --store ./rp --trust-simulator ./sim/trust
   SEALPOD_HOST_ROOT=$PWD/sim/machine sealpod attestation-agent -c aa.toml`,
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
@@ -53,7 +55,7 @@ a TPM (swtpm) in dev and a metadata service of their own.`,
 	f.StringVar(&o.dir, "dir", "", "`directory` of the simulator (required; made if missing)")
 	f.StringVar(&o.kernel, "kernel", "", "kernel `file` to measure instead of one made up")
 	f.StringVar(&o.commandLine, "command-line", "", "kernel command `line` to measure instead of one made up")
-	f.StringVar(&o.initData, "init-data", "", "start the machine with the SHA-256 of this `file` as init data")
+	f.StringVar(&o.initData, "init-data", "", "start the machine with the digest of this init data `file`, as its algorithm says (not on Azure, where the guest measures it)")
 	f.BoolVar(&o.debug, "debug", false, "let the host debug the machine")
 	f.BoolVar(&o.staleTCB, "stale-tcb", false, "run firmware that misses an update")
 	f.BoolVar(&o.asJSON, "json", false, "say where things are as one line of JSON")
@@ -63,6 +65,9 @@ a TPM (swtpm) in dev and a metadata service of their own.`,
 func (o simOptions) run(cmd *cobra.Command, kind string) error {
 	if o.dir == "" {
 		return fmt.Errorf("give --dir DIRECTORY, where the simulator keeps its keys and its machine (%w)", cli.ErrUsage)
+	}
+	if o.initData != "" && strings.HasPrefix(kind, "az-") {
+		return fmt.Errorf("--init-data: on Azure the host sets none at launch: give the file to attestation-agent, with -t (%w)", cli.ErrUsage)
 	}
 	launch, err := o.launch()
 	if err == nil {
@@ -95,12 +100,15 @@ func (o simOptions) launch() (teesim.Launch, error) {
 		}
 	}
 	if o.initData != "" {
-		doc, err := podvm.ReadFileMax(o.initData, maxKernel)
+		text, err := podvm.ReadFileMax(o.initData, initdata.MaxBytes)
 		if err != nil {
 			return l, fmt.Errorf("--init-data: %w", err)
 		}
-		digest := sha256.Sum256(doc)
-		l.InitData = digest[:]
+		doc, err := initdata.Parse(text)
+		if err != nil {
+			return l, fmt.Errorf("--init-data: %s: %w", o.initData, err)
+		}
+		l.InitData = doc.Digest()
 	}
 	return l, nil
 }
@@ -130,13 +138,17 @@ func (o simOptions) announce(w io.Writer, sim *teesim.Simulator, m *teesim.Machi
 	if o.asJSON {
 		err = json.NewEncoder(w).Encode(at)
 	} else {
+		others := m.Host().Path("/sys") + " is this machine's /sys"
+		if strings.HasPrefix(at.TEE, "az-") {
+			others = m.Host().Path("/dev/tpmrm0") + " is a socket to this machine's TPM"
+		}
 		_, err = fmt.Fprintf(w, `Machine           %s (TEE %s, simulated)
 Guest daemons     export %s
 Relying party     sealctl relying-party --trust-simulator %s …
                   sealctl kbs set-reference-values %s …
-Other programs    %s is this machine's /sys
+Other programs    %s
 Ctrl-C stops it.
-`, at.Root, at.TEE, strings.Join(at.Environment, " "), at.Trust, at.ReferenceValues, m.Host().Path("/sys"))
+`, at.Root, at.TEE, strings.Join(at.Environment, " "), at.Trust, at.ReferenceValues, others)
 	}
 	if err != nil {
 		return fmt.Errorf("writing to standard output: %w", err)
