@@ -22,9 +22,16 @@ const (
 	peerWait = 10 * time.Second
 	// maxRequests is how many requests run at once; further ones wait.
 	maxRequests = 64
+	// maxSlow is how many of them are on one of slowPaths: evidence takes seconds
+	// on some machines, and who asks for much of it is to keep others from
+	// nothing else. All these paths together leave a quarter.
+	maxSlow = 12
 	// maxBody caps a request body in bytes: an event has to fit a ttrpc frame.
 	maxBody = 1 << 20
 )
+
+// slowPaths are those that lead to a TEE.
+var slowPaths = []string{"/aa/token", "/aa/evidence", "/aa/additional-evidence", "/aa/aael"}
 
 // ErrFeatures says that a feature flag has none of the known values.
 var ErrFeatures = errors.New("unknown features: want resource, attestation or all")
@@ -58,13 +65,18 @@ type Handler struct {
 	features, version string
 	cdh, aa           *peer // nil where the feature is off
 	slots             chan struct{}
+	slow              map[string]chan struct{} // by path
 	log               *slog.Logger
 }
 
 // New checks cfg and returns a handler. Errors: ErrFeatures, or an address that
 // is not unix://PATH.
 func New(cfg Config) (*Handler, error) {
-	h := &Handler{features: cfg.Features, version: cfg.Version, log: cfg.Log, slots: make(chan struct{}, maxRequests)}
+	h := &Handler{features: cfg.Features, version: cfg.Version, log: cfg.Log,
+		slots: make(chan struct{}, maxRequests), slow: map[string]chan struct{}{}}
+	for _, path := range slowPaths {
+		h.slow[path] = make(chan struct{}, maxSlow)
+	}
 	if h.log == nil {
 		h.log = slog.Default()
 	}
@@ -102,11 +114,18 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusForbidden, "Forbidden")
 		return
 	}
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	case <-r.Context().Done():
-		return
+	path := rawPath(r)
+	pools := []chan struct{}{h.slots}
+	if slow, ok := h.slow[path]; ok {
+		pools = []chan struct{}{slow, h.slots}
+	}
+	for _, slots := range pools {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		case <-r.Context().Done():
+			return
+		}
 	}
 	if r.Body != http.NoBody {
 		// Also for a body nobody reads: the server reads on to the next request.
@@ -115,7 +134,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	id := newID()
 	c := &call{w: w, r: r, h: h, id: id, log: h.log.With("req", id)}
-	path := rawPath(r)
 	switch {
 	case path == "/info":
 		c.info()

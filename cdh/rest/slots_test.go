@@ -1,0 +1,66 @@
+package rest
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/containerd/ttrpc"
+
+	aa "github.com/sealpod/sealpod/api/attestationagent"
+	"github.com/sealpod/sealpod/cdh/internal/cdhtest"
+)
+
+// slowAgent makes no evidence before it is released.
+type slowAgent struct {
+	*cdhtest.AA
+	entered, release chan struct{}
+}
+
+func (a slowAgent) GetEvidence(ctx context.Context, _ *aa.GetEvidenceRequest) (*aa.GetEvidenceResponse, error) {
+	a.entered <- struct{}{}
+	select {
+	case <-a.release:
+		return &aa.GetEvidenceResponse{Evidence: []byte("{}")}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// A container that asks for evidence as often as it can, which takes seconds
+// each on some machines, keeps others from nothing else.
+func TestEvidenceDoesNotHoldUpOtherRequests(t *testing.T) {
+	const asked = 2 * maxRequests
+	agent := slowAgent{cdhtest.NewAA(t, cdhtest.NewKBS(t)), make(chan struct{}, asked), make(chan struct{})}
+	path := filepath.Join(t.TempDir(), "slow.sock")
+	stop := cdhtest.Serve(t, path, func(s *ttrpc.Server) { aa.RegisterAttestationAgentServiceService(s, agent) })
+	defer stop()
+	w := &world{hub: &hub{path: filepath.Join(t.TempDir(), "cdh.sock")}}
+	w.hub.start(t)
+	w.serve(t, Config{Features: "all", CDHAddr: "unix://" + w.hub.path, AAAddr: "unix://" + path})
+	var all sync.WaitGroup
+	for i := range asked {
+		all.Go(func() {
+			if code, _, text := w.raw(t, "GET", fmt.Sprintf("/aa/evidence?runtime_data=%d", i), ""); code != 200 {
+				t.Errorf("evidence: %d %q", code, text)
+			}
+		})
+	}
+	for range maxSlow {
+		<-agent.entered
+	}
+	for range maxRequests {
+		for _, target := range []string{"/cdh/resource/a/b/c", "/aa/token?token_type=kbs", "/info"} {
+			if code, _, text := w.raw(t, "GET", target, ""); code != 200 {
+				t.Errorf("%s: %d %q", target, code, text)
+			}
+		}
+	}
+	if n := len(agent.entered); n != 0 {
+		t.Errorf("%d more are asked for at once", n)
+	}
+	close(agent.release)
+	all.Wait()
+}
