@@ -2,6 +2,8 @@ package teesim
 
 import (
 	"context"
+	"log/slog"
+	"os"
 	"time"
 
 	"github.com/sealpod/sealpod/teesim/azure"
@@ -78,8 +80,12 @@ func (s *Simulator) bootAzure(ctx context.Context, m *Machine, l Launch) error {
 		m.tee = "az-snp-vtpm"
 		hw = azure.SNP(s.amd, snp.NewGuest(snp.Launch{Debug: l.Debug, StaleTCB: l.StaleTCB}))
 	}
+	if err := os.Mkdir(m.tpmDir(), 0o700); err != nil {
+		return err
+	}
 	vm, err := azure.Start(ctx, azure.Options{
-		Root: m.host.Root, Hardware: hw, Kernel: l.Kernel, CommandLine: l.CommandLine, Refresh: refresh,
+		Root: m.host.Root, Dir: m.tpmDir(), Hardware: hw, Kernel: l.Kernel, CommandLine: l.CommandLine, Refresh: refresh,
+		Log: slog.Default(),
 	})
 	if err != nil {
 		return err

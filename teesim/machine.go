@@ -104,8 +104,9 @@ func Open(kind, dir string) (*Simulator, error) {
 func (s *Simulator) Trust() string { return filepath.Join(s.dir, "trust") }
 
 // Boot starts a machine whose root is the directory root, which is made if it
-// is not there and may hold nothing but a machine's sys, dev and run. Close the
-// machine when done.
+// is not there and may hold nothing but a machine's sys, dev and run. A TPM's
+// state is in root-tpm. What a machine that was killed left in either is removed.
+// Close the machine when done.
 func (s *Simulator) Boot(ctx context.Context, root string, l Launch) (*Machine, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -155,15 +156,22 @@ func (m *Machine) occupy() error {
 			return fmt.Errorf("%s holds %s, which is not of a machine", root, name)
 		}
 	}
+	if err := os.RemoveAll(m.tpmDir()); err != nil {
+		return err
+	}
 	m.closers = append(m.closers, m.clear)
 	return nil
 }
+
+// tpmDir is where a TPM keeps its state, beside the root: the guest does not see
+// it.
+func (m *Machine) tpmDir() string { return m.host.Root + "-tpm" }
 
 // clear removes the machine's root: what a guest keeps in memory does not
 // outlive it. A /sys that is still mounted stays, with its directory.
 func (m *Machine) clear() error {
 	root := m.host.Root
-	errs := []error{os.RemoveAll(filepath.Join(root, "dev")), os.RemoveAll(filepath.Join(root, "run"))}
+	errs := []error{os.RemoveAll(filepath.Join(root, "dev")), os.RemoveAll(filepath.Join(root, "run")), os.RemoveAll(m.tpmDir())}
 	for _, path := range []string{filepath.Join(root, "sys"), root} {
 		if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -162,6 +164,48 @@ func TestABootThatFailsLeavesNothing(t *testing.T) {
 		if _, err := os.Stat(root); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: the root is still there: %v", kind, err)
 		}
+	}
+}
+
+// killedEnv names the root of a machine that this binary boots to be killed.
+const killedEnv = "TEESIM_KILLED_ROOT"
+
+func TestAMachineThatWasKilledLeavesNothingForLong(t *testing.T) {
+	for _, kind := range []string{TDX, AzSNP} {
+		t.Run(kind, func(t *testing.T) {
+			if root := os.Getenv(killedEnv); root != "" {
+				s, err := Open(kind, "")
+				if err == nil {
+					_, err = s.Boot(t.Context(), root, Launch{})
+				}
+				t.Fatal(err, syscall.Kill(os.Getpid(), syscall.SIGKILL))
+			}
+			s, root := open(t, kind), rootDir(t)
+			t.Setenv("TMPDIR", t.TempDir())
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+strings.ReplaceAll(t.Name(), "/", "$/^")+"$")
+			cmd.Env = append(os.Environ(), killedEnv+"="+root)
+			if out, err := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != -1 {
+				t.Fatalf("%v: %s", err, out)
+			}
+			if _, err := os.Lstat(root); err != nil {
+				t.Error("it left nothing in the first place:", err)
+			}
+			m, err := s.Boot(t.Context(), root, Launch{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+			for _, dir := range []string{filepath.Dir(root), os.TempDir()} {
+				if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+					t.Errorf("left in %s: %v, %v", dir, left, err)
+				}
+			}
+			if strings.Contains(mounts(t), root) {
+				t.Error("something is still mounted")
+			}
+		})
 	}
 }
 

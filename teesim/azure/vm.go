@@ -21,7 +21,7 @@ import (
 )
 
 // ErrPath says that a machine's directory has a name too long for a socket in it.
-var ErrPath = errors.New("the path of the TPM's socket is too long")
+var ErrPath = errors.New("the path of the TPM's socket is too long, it takes a directory with a shorter name")
 
 // maxSocketPath is the longest path of a unix socket in bytes.
 // Source: unix(7), sun_path, with a zero at its end.
@@ -117,7 +117,7 @@ func Start(ctx context.Context, o Options) (_ *VM, err error) {
 		return nil, errors.Join(fmt.Errorf("offering the TPM: %w", err), l.Close())
 	}
 	v.run(p, l, o.limits)
-	o.Log.Info("A simulated Azure VM runs", "tpm", path, "imds", v.imds.url, "dur", time.Since(start))
+	o.Log.Debug("A simulated Azure VM runs", "tpm", path, "imds", v.imds.url, "dur", time.Since(start))
 	return v, nil
 }
 
