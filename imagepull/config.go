@@ -51,6 +51,10 @@ type Config struct {
 	Proxy *Proxy `config:"image_pull_proxy"`
 	// ExtraRoots are PEM certificates trusted beside the system's.
 	ExtraRoots []string `config:"extra_root_certificates"`
+	// DecryptionKeys locate private keys, RSA or EC in PEM, DER or JWK form, for
+	// layers whose key is wrapped by JWE. They are tried in order and fetched
+	// when a layer needs them. Upstream has no such key.
+	DecryptionKeys []string `config:"decryption_keys"`
 }
 
 // Proxy says which URLs go through a proxy: HTTPS for https URLs, HTTP for

@@ -216,7 +216,7 @@ func (ls pullLayers) wipe() {
 	}
 }
 
-func (l *pullLayer) unwrap(ctx context.Context, u KeyUnwrapper) (*layer.Key, error) {
+func (l *pullLayer) unwrap(ctx context.Context, u layer.Unwrappers) (*layer.Key, error) {
 	l.once.Do(func() {
 		l.keyErr = layer.Contain(func() (err error) {
 			l.key, err = layer.UnwrapKey(ctx, l.spec, u)
@@ -237,7 +237,7 @@ func (p *pulling) unwrapKeys(ctx context.Context, layers pullLayers) error {
 			continue
 		}
 		g.Go(func() error {
-			_, err := l.unwrap(gctx, p.deps.KeyUnwrapper)
+			_, err := l.unwrap(gctx, p.unwrappers())
 			return explainLayer(err, l.spec.Digest)
 		})
 	}
@@ -284,7 +284,7 @@ func (p *pulling) applyLayers(ctx context.Context, lease *store.Lease, layers pu
 // fetch streams one layer from the registry into dir and returns nil only if
 // it is what manifest and configuration promise.
 func (p *pulling) fetch(ctx context.Context, l *pullLayer, dir string) (_ layer.Stats, err error) {
-	key, err := l.unwrap(ctx, p.deps.KeyUnwrapper)
+	key, err := l.unwrap(ctx, p.unwrappers())
 	if err != nil {
 		return layer.Stats{}, err
 	}

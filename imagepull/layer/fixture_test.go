@@ -142,7 +142,7 @@ func seal(t testing.TB, s sample) (sample, private) {
 		pubOptsAnnotation:                    base64.StdEncoding.EncodeToString(pub),
 		providerPrefix + "attestation-agent": base64.StdEncoding.EncodeToString(raw),
 	}
-	out.key, err = UnwrapKey(t.Context(), out.spec, unwrapper(bare))
+	out.key, err = UnwrapKey(t.Context(), out.spec, Unwrappers{Provider: unwrapper(bare)})
 	must(t, err)
 	return out, p
 }

@@ -36,10 +36,17 @@ const (
 )
 
 // Unwrapper opens one wrapped key. packet is the decoded content of an
-// annotation org.opencontainers.image.enc.keys.provider.*; the result is the
-// private layer options JSON, owned and wiped by the caller.
+// annotation org.opencontainers.image.enc.keys.*; the result is the private
+// layer options JSON, owned and wiped by the caller.
 type Unwrapper interface {
 	UnwrapKey(ctx context.Context, packet []byte) (podvm.Secret, error)
+}
+
+// Unwrappers open the wrapped keys of the schemes they are named after; nil
+// means that keys of that scheme are passed over.
+type Unwrappers struct {
+	Provider Unwrapper // provider.<name>, whatever the name
+	JWE      Unwrapper // jwe; see OpenJWE
 }
 
 // Key opens one encrypted layer. It prints as "[redacted]". It is not safe to
@@ -70,16 +77,17 @@ func (k *Key) LogValue() slog.Value { return podvm.Secret(nil).LogValue() }
 
 // UnwrapKey returns the key of an encrypted layer, and a nil Key for a layer
 // whose media type is not encrypted. Every packet of every provider
-// annotation, by annotation name and then in order, is offered to u until one
-// yields usable private options, whatever the provider is called: upstream's
-// guest has one provider too and ignores the name.
+// annotation, by annotation name and then in order, is offered to u.Provider,
+// then every packet of the jwe annotation to u.JWE, until one yields usable
+// private options. Providers are not told apart by name: upstream's guest has
+// one too and ignores the name.
 //
 // Errors: ErrMediaType; ErrDecrypt with the text kata expects as public cause
-// when no packet opens, the layer is wrapped for other schemes only (jwe, pgp,
-// pkcs7, pkcs11 are owner-side), or its public options are unusable; the
-// context's error when ctx ends.
+// when no packet opens, the layer is wrapped for other schemes only (pgp, pkcs7
+// and pkcs11 are owner-side), or its public options are unusable; the context's
+// error when ctx ends.
 // Source: guest-components ocicrypt-rs/src/encryption.rs at 8246e5e.
-func UnwrapKey(ctx context.Context, spec Spec, u Unwrapper) (*Key, error) {
+func UnwrapKey(ctx context.Context, spec Spec, u Unwrappers) (*Key, error) {
 	f, err := formatOf(spec.MediaType)
 	if err != nil {
 		return nil, err
@@ -91,13 +99,13 @@ func UnwrapKey(ctx context.Context, spec Spec, u Unwrapper) (*Key, error) {
 	if err != nil {
 		return nil, undecryptable(fmt.Errorf("reading annotation %s: %w", pubOptsAnnotation, err), "its public options are unusable")
 	}
-	packets, err := packets(spec.Annotations)
+	packets, err := packets(spec.Annotations, u)
 	if err != nil {
 		return nil, err
 	}
 	var failed []error
 	for _, packet := range packets {
-		key, err := open(ctx, u, packet)
+		key, err := open(ctx, packet)
 		if err == nil {
 			key.hmac = hmac
 			return key, nil
@@ -121,42 +129,57 @@ func undecryptable(err error, why string) error {
 	return podvm.Explain(fmt.Errorf("%w: %w", ErrDecrypt, err), text)
 }
 
-// packets decodes the provider annotations.
-func packets(annotations map[string]string) ([][]byte, error) {
-	var list [][]byte
+// packet is a wrapped key and who may open it.
+type packet struct {
+	raw []byte
+	by  Unwrapper
+}
+
+// packets decodes the annotations that u can do something with.
+func packets(annotations map[string]string, u Unwrappers) ([]packet, error) {
+	var providers, jwes []packet
 	var others []string
 	for _, name := range slices.Sorted(maps.Keys(annotations)) {
-		if !strings.HasPrefix(name, providerPrefix) {
-			if scheme, ok := strings.CutPrefix(name, keysPrefix); ok {
-				others = append(others, podvm.Printable(scheme, 32))
-			}
+		scheme, ok := strings.CutPrefix(name, keysPrefix)
+		if !ok {
 			continue
 		}
-		for _, text := range strings.Split(annotations[name], ",") {
-			if len(list) == maxPackets {
+		list, by := &providers, u.Provider
+		if !strings.HasPrefix(name, providerPrefix) {
+			list, by = &jwes, u.JWE
+			if scheme != "jwe" {
+				by = nil
+			}
+		}
+		if by == nil {
+			others = append(others, podvm.Printable(scheme, 32))
+			continue
+		}
+		for text := range strings.SplitSeq(annotations[name], ",") {
+			if len(providers)+len(jwes) == maxPackets {
 				return nil, undecryptable(fmt.Errorf("%w: more than %d wrapped keys", podvm.ErrTooLarge, maxPackets), "")
 			}
-			packet, err := base64.StdEncoding.DecodeString(text)
-			if err != nil || len(packet) == 0 || len(packet) > maxOptions {
+			raw, err := base64.StdEncoding.DecodeString(text)
+			if err != nil || len(raw) == 0 || len(raw) > maxOptions {
 				return nil, undecryptable(fmt.Errorf("reading annotation %s: packet %d is not base64 of 1 to %d bytes",
-					podvm.Printable(name, 128), len(list), maxOptions), "a wrapped key is malformed")
+					podvm.Printable(name, 128), len(*list), maxOptions), "a wrapped key is malformed")
 			}
-			list = append(list, packet)
+			*list = append(*list, packet{raw, by})
 		}
 	}
-	if len(list) > 0 {
-		return list, nil
+	if all := append(providers, jwes...); len(all) > 0 {
+		return all, nil
 	}
 	have := "none is attached"
 	if len(others) > 0 {
 		have = "the layer has " + podvm.Printable(strings.Join(others, ", "), 128)
 	}
-	why := "only keys wrapped by provider.<name> (key provider protocol) are supported, " + have
+	why := "only keys wrapped by provider.<name> (key provider protocol), and by jwe where decryption_keys is set, are supported, " + have
 	return nil, undecryptable(errors.New(why), why)
 }
 
-func open(ctx context.Context, u Unwrapper, packet []byte) (*Key, error) {
-	private, err := u.UnwrapKey(ctx, packet)
+func open(ctx context.Context, p packet) (*Key, error) {
+	private, err := p.by.UnwrapKey(ctx, p.raw)
 	if err != nil {
 		return nil, err
 	}

@@ -40,7 +40,7 @@ func TestUnwrapKeyTriesEveryPacket(t *testing.T) {
 		"org.example.unrelated":         "x",
 		"org.opencontainers.image.enc.": "x",
 	}}
-	key, err := UnwrapKey(t.Context(), spec, u)
+	key, err := UnwrapKey(t.Context(), spec, Unwrappers{Provider: u})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,11 +53,11 @@ func TestUnwrapKeyTriesEveryPacket(t *testing.T) {
 }
 
 func TestUnwrapKeyOfPlainLayer(t *testing.T) {
-	key, err := UnwrapKey(t.Context(), Spec{MediaType: oci, Annotations: map[string]string{providerPrefix + "a": "x"}}, nil)
+	key, err := UnwrapKey(t.Context(), Spec{MediaType: oci, Annotations: map[string]string{providerPrefix + "a": "x"}}, Unwrappers{})
 	if key != nil || err != nil {
 		t.Error(key, err)
 	}
-	if _, err := UnwrapKey(t.Context(), Spec{MediaType: "text/plain"}, nil); !errors.Is(err, ErrMediaType) {
+	if _, err := UnwrapKey(t.Context(), Spec{MediaType: "text/plain"}, Unwrappers{}); !errors.Is(err, ErrMediaType) {
 		t.Error(err)
 	}
 	key.Wipe() // nil is fine
@@ -97,9 +97,9 @@ func TestUnwrapKeyRefuses(t *testing.T) {
 			cause: ": a wrapped key is malformed"},
 		"too many packets": {pub: b64(goodPub), annotations: map[string]string{providerPrefix + "a": many}},
 		"no keys": {pub: b64(goodPub), annotations: map[string]string{},
-			cause: ": only keys wrapped by provider.<name> (key provider protocol) are supported, none is attached"},
+			cause: ": only keys wrapped by provider.<name> (key provider protocol), and by jwe where decryption_keys is set, are supported, none is attached"},
 		"jwe only": {pub: b64(goodPub), annotations: map[string]string{keysPrefix + "jwe": b64("x"), keysPrefix + "pgp": b64("x")},
-			cause: ": only keys wrapped by provider.<name> (key provider protocol) are supported, the layer has jwe, pgp"},
+			cause: ": only keys wrapped by provider.<name> (key provider protocol), and by jwe where decryption_keys is set, are supported, the layer has jwe, pgp"},
 	}
 	for n, tt := range tests {
 		t.Run(n, func(t *testing.T) {
@@ -113,7 +113,7 @@ func TestUnwrapKeyRefuses(t *testing.T) {
 			if tt.u == nil {
 				tt.u = unwrapper(func([]byte) (podvm.Secret, error) { return podvm.Secret(tt.private), nil })
 			}
-			key, err := UnwrapKey(t.Context(), spec, tt.u)
+			key, err := UnwrapKey(t.Context(), spec, Unwrappers{Provider: tt.u})
 			if !errors.Is(err, ErrDecrypt) || key != nil {
 				t.Fatalf("got %v", err)
 			}
@@ -133,11 +133,11 @@ func TestUnwrapKeyEndsWithContext(t *testing.T) {
 	spec := Spec{MediaType: oci + "+encrypted", Annotations: map[string]string{
 		pubOptsAnnotation: b64(goodPub), providerPrefix + "a": b64("1") + "," + b64("2")}}
 	calls := 0
-	_, err := UnwrapKey(ctx, spec, unwrapper(func([]byte) (podvm.Secret, error) {
+	_, err := UnwrapKey(ctx, spec, Unwrappers{Provider: unwrapper(func([]byte) (podvm.Secret, error) {
 		calls++
 		cancel(why)
 		return nil, errors.New("x")
-	}))
+	})})
 	if !errors.Is(err, why) || errors.Is(err, ErrDecrypt) || calls != 1 {
 		t.Errorf("%v after %d calls", err, calls)
 	}
@@ -145,7 +145,7 @@ func TestUnwrapKeyEndsWithContext(t *testing.T) {
 
 func TestKeyIsRedactedAndWiped(t *testing.T) {
 	private := podvm.Secret(goodPrivate)
-	key, err := open(t.Context(), unwrapper(func([]byte) (podvm.Secret, error) { return private, nil }), nil)
+	key, err := open(t.Context(), packet{nil, unwrapper(func([]byte) (podvm.Secret, error) { return private, nil })})
 	must(t, err)
 	if strings.Trim(string([]byte(private)), "\x00") != "" {
 		t.Error("the private options were not wiped")
