@@ -64,9 +64,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.next.ServeHTTP(w, r)
 		return
 	}
-	// The registry below knows no ranges; those out there do.
+	// The registry below has its own idea of ranges.
+	whole := r.Clone(r.Context())
+	whole.Header.Del("Range")
 	answer := httptest.NewRecorder()
-	s.next.ServeHTTP(answer, r)
+	s.next.ServeHTTP(answer, whole)
 	if answer.Code != http.StatusOK {
 		w.WriteHeader(answer.Code)
 		_, _ = w.Write(answer.Body.Bytes())
