@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/containerd/ttrpc"
 
@@ -57,6 +58,7 @@ type Agent struct {
 	events   EventLog
 	eventsOn bool
 	recorded []byte        // InitData.Recorded
+	bound    sync.Once     // by a caller
 	tokens   *tokens       // nil without a usable KBS
 	kbs      *kbs.Client   // nil without a usable KBS
 	as       *kbs.ASClient // nil without a usable attestation service
@@ -196,7 +198,7 @@ func (a *Agent) bindInitData(ctx context.Context, digest []byte) error {
 	case err != nil:
 		return err
 	}
-	a.measured() // a vTPM extends a register for it
+	a.bound.Do(a.measured) // a vTPM extends a register for it, the first time
 	return nil
 }
 

@@ -170,6 +170,24 @@ func TestBindingDropsTheToken(t *testing.T) {
 	}
 }
 
+// Nothing changes when init data is bound again, so callers cannot make others
+// attest for nothing by it.
+func TestBindingAgainKeepsTheToken(t *testing.T) {
+	k := newFakeKBS(t)
+	conn := startGRPC(t, Deps{Config: withKBS(k.URL), TEEs: &attester.Set{Primary: measured{"x"}}})
+	for range 4 {
+		if _, err := ask[aa.BindInitDataResponse](t, conn, "BindInitData", &aa.BindInitDataRequest{Digest: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ask[aa.GetTokenResponse](t, conn, "GetToken", &aa.GetTokenRequest{TokenType: "kbs"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if k.attested != 1 {
+		t.Errorf("%d attestations", k.attested)
+	}
+}
+
 // Both servers offer what the .proto has, and nothing else.
 func TestGRPCHasEveryMethod(t *testing.T) {
 	conn := startGRPC(t, Deps{})
