@@ -190,6 +190,11 @@ func TestRedirectCarriesNoCredentials(t *testing.T) {
 	}
 }
 
+// certificate is the CA of s as PEM.
+func certificate(s *httptest.Server) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}))
+}
+
 func TestHTTPSNeedsATrustedCertificateAndNeverFallsBack(t *testing.T) {
 	m := newMachine(t)
 	s := registrytest.NewTLS(t)
@@ -198,8 +203,7 @@ func TestHTTPSNeedsATrustedCertificateAndNeverFallsBack(t *testing.T) {
 	wantCause(t, err, "certificate of registry", "not trusted")
 
 	trusting := newMachine(t)
-	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
-	trusting.deps.Config.ExtraRoots = []string{string(ca)}
+	trusting.deps.Config.ExtraRoots = []string{certificate(s.Server)}
 	p := trusting.puller(t)
 	if _, err := p.Pull(deadline(t), s.Host+"/a:1", trusting.bundle("c")); err != nil {
 		t.Error(err)

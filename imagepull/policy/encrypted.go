@@ -18,8 +18,9 @@ import (
 //	{"type": "sealpodEncrypted"}
 //	{"type": "sealpodEncrypted", "minimum": 2}
 //
-// It says nothing about who composed the image: layers of one owner can be
-// recombined, and the configuration is plain. A signature beside it does.
+// It says nothing about who made the image: encrypted layers can be recombined,
+// the configuration is plain, and where layer keys are wrapped with a public
+// key anybody can encrypt. A signature beside it does.
 type sealpodEncrypted struct {
 	minimum int // 0: all
 }
