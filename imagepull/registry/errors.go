@@ -94,6 +94,9 @@ func tidy(err error) error {
 // retryable says whether asking again may change the answer. ctx was alive
 // when err came.
 func retryable(err error) bool {
+	if errors.Is(err, errRange) {
+		return true // asked again without one
+	}
 	var status *statusError
 	if errors.As(err, &status) {
 		return temporary(status.code)

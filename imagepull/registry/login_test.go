@@ -400,7 +400,7 @@ func TestManyLoginsAreForgotten(t *testing.T) {
 func TestSecretsOfALoginDoNotPrint(t *testing.T) {
 	in := &session{login: newLogin(), cred: alice}
 	in.token = podvm.Secret("t-secret")
-	if s := fmt.Sprintf("%v %+v %v %+v", in.cred, in.cred, in.token, in.login.token); strings.Contains(s, password) || strings.Contains(s, "t-secret") {
+	if s := fmt.Sprintf("%v %+v %v %+v", in.cred, in.cred, in.token, &in.token); strings.Contains(s, password) || strings.Contains(s, "t-secret") {
 		t.Error(s)
 	}
 }

@@ -60,6 +60,11 @@ func (s *span) open() error {
 			header.Set("Range", fmt.Sprintf("bytes=%d-%d", s.off, s.end-1))
 		}
 		resp, err := s.src.get(s.ctx, header)
+		var status *statusError
+		if errors.As(err, &status) && status.code == http.StatusRequestedRangeNotSatisfiable && header.Get("Range") != "" {
+			s.src.refuseRanges() // the whole blob will show whether it is shorter
+			return fmt.Errorf("%w: %w", errRange, err)
+		}
 		if err != nil {
 			return err
 		}
@@ -149,12 +154,7 @@ func (s *span) resume(cause error) error {
 	if err := sleep(s.ctx, repo.wait(cause, s.broken)); err != nil {
 		return err
 	}
-	err := s.open()
-	var status *statusError
-	if errors.As(err, &status) && status.code == http.StatusRequestedRangeNotSatisfiable {
-		return fmt.Errorf("%w: %d of %d bytes", ErrTruncated, s.off, s.src.desc.Size)
-	}
-	return err
+	return s.open()
 }
 
 // Close implements io.Closer.

@@ -20,7 +20,7 @@ import (
 func Debian(t testing.TB) string {
 	t.Helper()
 	program := testenv.Tool(t, "docker-registry")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)
 	addr := l.Addr().String()
 	must(t, l.Close())
