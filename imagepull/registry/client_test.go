@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strconv"
 	"strings"
 	"testing"
@@ -196,49 +195,5 @@ func TestForeignLayerComesFromItsURLWithoutCredentials(t *testing.T) {
 		if err := body.Close(); err != nil {
 			t.Error(err)
 		}
-	}
-}
-
-func TestProxySelection(t *testing.T) {
-	env := podvm.Host{LookupEnv: func(k string) (string, bool) {
-		v, ok := map[string]string{"https_proxy": "http://env.test:1", "NO_PROXY": "direct.test"}[k]
-		return v, ok
-	}}
-	tests := map[string]struct {
-		conf *Proxy
-		url  string
-		want string
-	}{
-		"environment":                         {nil, "https://quay.io/", "http://env.test:1"},
-		"environment, exempt":                 {nil, "https://direct.test/", ""},
-		"environment, other scheme":           {nil, "http://quay.io/", ""},
-		"configuration replaces it":           {&Proxy{HTTPS: "http://conf.test:2", NoProxy: "10.0.0.0/8,.corp.test"}, "https://direct.test/", "http://conf.test:2"},
-		"configuration, exempt domain":        {&Proxy{HTTPS: "http://conf.test:2", NoProxy: "10.0.0.0/8,.corp.test"}, "https://a.corp.test/", ""},
-		"configuration, exempt network":       {&Proxy{HTTPS: "http://conf.test:2", NoProxy: "10.0.0.0/8,.corp.test"}, "https://10.1.2.3/", ""},
-		"configuration, http":                 {&Proxy{HTTP: "http://conf.test:3"}, "http://quay.io/", "http://conf.test:3"},
-		"configuration without https, direct": {&Proxy{HTTP: "http://conf.test:3"}, "https://quay.io/", ""},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			f, _, err := proxyFunc(tt.conf, env)
-			if err != nil {
-				t.Fatal(err)
-			}
-			u, _ := url.Parse(tt.url)
-			got, err := f(u)
-			if err != nil || (got == nil) != (tt.want == "") || got != nil && got.String() != tt.want {
-				t.Errorf("%v, %v; want %q", got, err, tt.want)
-			}
-		})
-	}
-}
-
-func TestNewClientRefuses(t *testing.T) {
-	if _, err := NewClient(Options{Roots: []string{"not PEM"}}); err == nil {
-		t.Error("a root that is no certificate was accepted")
-	}
-	_, err := NewClient(Options{Proxy: &Proxy{HTTPS: "http://user:hunter2@[bad"}})
-	if err == nil || strings.Contains(err.Error(), "hunter2") {
-		t.Errorf("malformed proxy: %v", err)
 	}
 }

@@ -46,9 +46,10 @@ func proxyFunc(p *Proxy, host podvm.Host) (func(*url.URL) (*url.URL, error), []s
 			continue
 		}
 		// httpproxy quietly does without a proxy whose URL it cannot read.
-		_, parseErr := url.Parse(s)
+		own, bad := url.Parse(s)
+		isURL := strings.Contains(s, "://")
 		u, err := (&httpproxy.Config{HTTPSProxy: s, HTTPProxy: s}).ProxyFunc()(&url.URL{Scheme: scheme, Host: "registry.invalid"})
-		if err != nil || u == nil || u.Hostname() == "" || parseErr != nil && strings.Contains(s, "://") {
+		if err != nil || u == nil || u.Hostname() == "" || isURL && (bad != nil || own.Hostname() == "") {
 			return nil, nil, fmt.Errorf("the %s proxy is not [http[s]://|socks5://][user:password@]host[:port]", scheme) // it may hold a password
 		}
 		hosts = append(hosts, u.Hostname())
