@@ -31,15 +31,14 @@ func New() Gate { return make(Gate, 1) }
 // Lock waits for the gate, but not longer than ctx. A ctx that has ended never
 // gets it.
 func (g Gate) Lock(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("waiting for the device: %w", err)
+	if ctx.Err() == nil {
+		select {
+		case g <- struct{}{}:
+			return nil
+		case <-ctx.Done():
+		}
 	}
-	select {
-	case g <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return podvm.Explain(fmt.Errorf("waiting for the device: %w", ctx.Err()), "the device is busy with other calls")
-	}
+	return podvm.Explain(fmt.Errorf("waiting for the device: %w", ctx.Err()), "the device is busy with other calls")
 }
 
 // Unlock opens the gate, which the caller must hold.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"sync"
 	"testing"
+
+	"github.com/sealpod/sealpod/podvm"
 )
 
 func TestGate(t *testing.T) {
@@ -16,7 +18,7 @@ func TestGate(t *testing.T) {
 	waiting := make(chan error)
 	go func() { waiting <- g.Lock(ctx) }()
 	cancel()
-	if err := <-waiting; !errors.Is(err, context.Canceled) {
+	if err := <-waiting; !errors.Is(err, context.Canceled) || podvm.Cause(err) != "the device is busy with other calls" {
 		t.Errorf("waiting with a context that ends: %v", err)
 	}
 	g.Unlock()
