@@ -22,6 +22,9 @@ func (r *registers) Lock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// An event that has begun is finished, whatever its caller does: it is a few
+	// commands, each of which is bounded.
+	c.ctx = context.WithoutCancel(ctx)
 	r.conn = c
 	return nil
 }
