@@ -86,6 +86,7 @@ type pulling struct {
 	bundle string
 	log    *slog.Logger
 	repo   *registry.Repository
+	space  space
 }
 
 // run is the pipeline.
@@ -101,6 +102,10 @@ func (p *pulling) run(ctx context.Context, c registry.Candidate) (_ string, err 
 	defer func() { err = errors.Join(err, lease.Release()) }()
 	layers := layersOf(img)
 	defer layers.wipe()
+	if err := p.checkSpace(layers); err != nil {
+		return "", err
+	}
+	defer func() { err = p.space.explain(err) }()
 	if err := p.unwrapKeys(ctx, layers); err != nil {
 		return "", err
 	}
@@ -293,7 +298,11 @@ func (p *pulling) fetch(ctx context.Context, l *pullLayer, dir string) (_ layer.
 		return layer.Stats{}, err
 	}
 	defer blob.Close() //nolint:errcheck // read to its end or given up
-	return layer.Apply(ctx, blob, l.spec, key, dir, layer.Options{Mode: p.store.Mode(), Log: p.log})
+	room, err := p.store.Free()
+	if err != nil {
+		return layer.Stats{}, err
+	}
+	return layer.Apply(ctx, blob, l.spec, key, dir, layer.Options{Mode: p.store.Mode(), Room: room, Log: p.log})
 }
 
 // assemble makes the bundle. Writing config.json is the last thing that can

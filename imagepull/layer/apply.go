@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -135,6 +136,18 @@ func explain(err error) error {
 	return err
 }
 
+// tooLong says what is wrong with a tar of at least size bytes: nothing, the cap
+// or the room.
+func tooLong(size, limit, full int64) error {
+	switch {
+	case size > limit:
+		return fmt.Errorf("%w: a tar of more than %d bytes", ErrTooLarge, limit)
+	case size > full:
+		return fmt.Errorf("a tar of more than %d bytes: %w", full, unix.ENOSPC)
+	}
+	return nil
+}
+
 // run is the state of one Apply. Each field below the blank line is written by
 // one stage and read after all have ended.
 type run struct {
@@ -142,6 +155,7 @@ type run struct {
 	format format
 	key    *Key
 	opts   Options
+	full   int64 // bytes of tar that cannot fit any more
 	log    *slog.Logger
 	// What reads hostile bytes; tests put in what fails.
 	decrypter func(io.Reader, *Key) (io.Reader, error)
@@ -174,11 +188,18 @@ func newRun(spec Spec, key *Key, opts Options) (*run, error) {
 	if opts.MaxBytes == 0 {
 		opts.MaxBytes = DefaultMaxBytes
 	}
-	if f.compression == uncompressed && spec.Size > opts.MaxBytes {
-		return nil, fmt.Errorf("%w: a tar of %d bytes, more than %d", ErrTooLarge, spec.Size, opts.MaxBytes)
+	// Files of a few bytes take less in a file system than in a tar.
+	full := int64(math.MaxInt64)
+	if opts.Room > 0 && opts.Room < full/2 {
+		full = opts.Room + opts.Room/8 + 16<<20
+	}
+	if f.compression == uncompressed {
+		if err := tooLong(spec.Size, opts.MaxBytes, full); err != nil {
+			return nil, err
+		}
 	}
 	r := &run{
-		spec: spec, format: f, key: key, opts: opts, log: opts.Log, decrypter: decrypt, inflater: inflate,
+		spec: spec, format: f, key: key, opts: opts, full: full, log: opts.Log, decrypter: decrypt, inflater: inflate,
 		blob: blob.Verifier(), tar: diffID.Verifier(),
 	}
 	switch {

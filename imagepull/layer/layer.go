@@ -96,6 +96,10 @@ type Options struct {
 	// sizes in it (sparse files count in full); 0 means DefaultMaxBytes. What
 	// really fits is up to the file system.
 	MaxBytes int64
+	// Room is how many bytes the file system of the directory can take when
+	// Apply begins; 0 means that it is not known. A tar that is an eighth and
+	// 16 MiB longer is unix.ENOSPC, whatever it says is in it.
+	Room int64
 	// MaxEntries caps tar entries plus parent directories created for them;
 	// 0 means DefaultMaxEntries.
 	MaxEntries int

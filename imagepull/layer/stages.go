@@ -7,6 +7,8 @@ import (
 	"io"
 	"math"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sealpod/sealpod/imagepull/layer/untar"
 )
 
@@ -60,13 +62,17 @@ func (r *run) inflate(in, out *ring) error {
 		if err != nil {
 			return err
 		}
-		r.stats.Bytes, err = out.pump(plain, nil, r.opts.MaxBytes)
+		limit := min(r.opts.MaxBytes, r.full)
+		r.stats.Bytes, err = out.pump(plain, nil, limit)
+		if errors.Is(err, ErrTooLarge) {
+			err = tooLong(limit+1, r.opts.MaxBytes, r.full)
+		}
 		return errors.Join(err, plain.Close())
 	})
 	switch {
 	case err == nil:
-	case errors.Is(err, ErrTooLarge):
-		err = fmt.Errorf("%w: inflates to more than %d bytes", ErrTooLarge, r.opts.MaxBytes)
+	case errors.Is(err, ErrTooLarge), errors.Is(err, unix.ENOSPC):
+		err = fmt.Errorf("inflating: %w", err)
 	default:
 		err = fmt.Errorf("%w: inflating: %w", ErrArchive, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -103,6 +104,19 @@ func (s *Store) Close() error { return s.lock.Close() }
 
 // Mode is how layers have to be unpacked for this store.
 func (s *Store) Mode() layer.Mode { return s.mode }
+
+// Free is how many bytes the file system of the work directory can still take;
+// as many as an int64 holds where it sets no limit.
+func (s *Store) Free() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return 0, fmt.Errorf("examining the file system of %s: %w", s.dir, err)
+	}
+	if st.Blocks == 0 || st.Bavail > math.MaxInt64/uint64(st.Bsize) { // a tmpfs without a size
+		return math.MaxInt64, nil
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
 
 // Has says whether the layer is there, verified.
 func (s *Store) Has(id ID) bool {
