@@ -241,6 +241,16 @@ func (s *signer) public(t *testing.T) string {
 
 func (s *signer) sign(t *testing.T, m *machine, repo, digest string) {
 	t.Helper()
+	m.Push(t, repo, strings.Replace(digest, ":", "-", 1)+".sig", &registrytest.Image{
+		Config:   registrytest.Object{},
+		Manifest: registrytest.Object{"schemaVersion": 2, "mediaType": registrytest.ManifestType},
+		Layers:   []registrytest.Layer{s.signature(t, m, repo, digest)},
+	})
+}
+
+// signature is one entry of a signature manifest.
+func (s *signer) signature(t *testing.T, m *machine, repo, digest string) registrytest.Layer {
+	t.Helper()
 	payload := registrytest.JSON(t, registrytest.Object{"critical": registrytest.Object{
 		"identity": registrytest.Object{"docker-reference": m.Host + "/" + repo},
 		"image":    registrytest.Object{"docker-manifest-digest": digest},
@@ -251,15 +261,10 @@ func (s *signer) sign(t *testing.T, m *machine, repo, digest string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img := &registrytest.Image{
-		Config:   registrytest.Object{},
-		Manifest: registrytest.Object{"schemaVersion": 2, "mediaType": registrytest.ManifestType},
-		Layers: []registrytest.Layer{{
-			Blob: payload, MediaType: "application/vnd.dev.cosign.simplesigning.v1+json",
-			Annotations: map[string]string{"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(sig)},
-		}},
+	return registrytest.Layer{
+		Blob: payload, MediaType: "application/vnd.dev.cosign.simplesigning.v1+json",
+		Annotations: map[string]string{"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(sig)},
 	}
-	m.Push(t, repo, strings.Replace(digest, ":", "-", 1)+".sig", img)
 }
 
 func TestPolicy(t *testing.T) {

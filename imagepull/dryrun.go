@@ -3,6 +3,7 @@ package imagepull
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -107,7 +108,7 @@ func (p *pulling) look(ctx context.Context, c registry.Candidate) (PlaceReport, 
 			}
 		}
 		place.Layers = append(place.Layers, one)
-		place.Size += l.Size
+		place.Size += min(l.Size, math.MaxInt64-place.Size) // the sizes are the registry's word
 	}
 	if p.set.policy == nil {
 		return place, unusable
