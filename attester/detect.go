@@ -40,7 +40,8 @@ type Options struct {
 
 // Detect probes for the TEEs of this machine in upstream's order and returns
 // attesters for the first primary one and for every device. It never falls
-// back silently: sample needs every probe to say no and is announced at WARN.
+// back silently: sample is announced at WARN, and so is a probe that was kept
+// from looking. A list without sample makes that an error.
 //
 // Errors: ErrNoAttester, ErrNoTEE, ErrAllowList.
 // Source: guest-components attestation-agent/attester/src/lib.rs at 8246e5e0.
