@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,8 +17,9 @@ import (
 
 // Debian runs Debian's docker-registry on the loopback network for the length
 // of the test and returns its host:port. It speaks plain HTTP and has no
-// referrers API.
-func Debian(t testing.TB) string {
+// referrers API. Each config is added to its configuration, as YAML at the top
+// level.
+func Debian(t testing.TB, config ...string) string {
 	t.Helper()
 	program := testenv.Tool(t, "docker-registry")
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -25,11 +27,12 @@ func Debian(t testing.TB) string {
 	addr := l.Addr().String()
 	must(t, l.Close())
 	dir := t.TempDir()
-	config := filepath.Join(dir, "config.yml")
+	file := filepath.Join(dir, "config.yml")
 	text := fmt.Sprintf("version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n", filepath.Join(dir, "data"), addr)
-	must(t, os.WriteFile(config, []byte(text), 0o600))
+	text += strings.Join(config, "\n")
+	must(t, os.WriteFile(file, []byte(text), 0o600))
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, program, "serve", config)
+	cmd := exec.CommandContext(ctx, program, "serve", file)
 	must(t, cmd.Start())
 	t.Cleanup(func() {
 		cancel()
