@@ -164,7 +164,7 @@ func printReport(out io.Writer, r imageseal.Report, verified bool) error {
 		fmt.Fprintln(w, "not signed")
 	}
 	if r.Bundle {
-		fmt.Fprintln(w, "there is a Sigstore bundle, which pods do not read: sign with `sealctl image sign` or cosign --new-bundle-format=false")
+		fmt.Fprintln(w, "there is a Sigstore bundle too, not checked here: pods read it unless their policy has signedIdentity, which it cannot satisfy")
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("writing the report: %w", err)
