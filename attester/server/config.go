@@ -94,7 +94,7 @@ func LoadConfig(path string, host podvm.Host) (Config, []podvm.UnknownKey, error
 			return Config{}, nil, fmt.Errorf("loading the configuration: %w", err)
 		}
 	}
-	if list, ok := host.Env("SEALPOD_ATTESTERS"); ok {
+	if list := host.Getenv("SEALPOD_ATTESTERS"); list != "" { // an empty one must not allow all
 		c.Attester.Allow = nil
 		for _, tee := range strings.Split(list, ",") {
 			if tee = strings.TrimSpace(tee); tee != "" {
