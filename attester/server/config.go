@@ -94,13 +94,14 @@ func LoadConfig(path string, host podvm.Host) (Config, []podvm.UnknownKey, error
 			return Config{}, nil, fmt.Errorf("loading the configuration: %w", err)
 		}
 	}
-	if list := host.Getenv("SEALPOD_ATTESTERS"); list != "" { // an empty one must not allow all
-		c.Attester.Allow = nil
-		for _, tee := range strings.Split(list, ",") {
-			if tee = strings.TrimSpace(tee); tee != "" {
-				c.Attester.Allow = append(c.Attester.Allow, tee)
-			}
+	var allow []string
+	for tee := range strings.SplitSeq(host.Getenv("SEALPOD_ATTESTERS"), ",") {
+		if tee = strings.TrimSpace(tee); tee != "" {
+			allow = append(allow, tee)
 		}
+	}
+	if len(allow) > 0 { // an empty list must not allow all
+		c.Attester.Allow = allow
 	}
 	if text := host.Getenv("SEALPOD_INITDATA_RTMR3"); text != "" {
 		on, err := strconv.ParseBool(text)
