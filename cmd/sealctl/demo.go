@@ -25,7 +25,7 @@ and no TEE, and leaves nothing behind.
 
 With --tee the pods run on machines with a simulated TEE, and machines that are
 not what the owner expects are refused too. That needs /dev/fuse and either root
-or fusermount3 (Debian: fuse3), and for the Azure kinds swtpm.`,
+or Debian's package fuse3; the Azure kinds need the package swtpm instead.`,
 		Example: `  sealctl demo
   sealctl demo --tee tdx-sim
   sealctl demo --image docker.io/library/alpine:3
