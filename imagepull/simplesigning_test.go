@@ -49,6 +49,7 @@ func newGnuPG(t *testing.T) *gnupg {
 }
 
 func (g *gnupg) command(t *testing.T, program string, args ...string) *exec.Cmd {
+	t.Helper()
 	if program == "gpg" {
 		args = append([]string{"--batch", "--yes", "--passphrase", "", "--pinentry-mode", "loopback"}, args...)
 	}
@@ -183,6 +184,76 @@ func TestSkopeoSignatures(t *testing.T) {
 	owner.run(t, "gpg", "--import", revoke)
 	kbs["kbs:///default/gpg/acme"] = string(owner.run(t, "gpg", "--armor", "--export"))
 	pull("acme/app@"+one, policy.ErrRejected, "the signing key is revoked")
+}
+
+// TestSkopeoDecidesAlike signs one image under many names and asks skopeo and
+// the guest about it under every identity.
+func TestSkopeoDecidesAlike(t *testing.T) {
+	skopeo := testenv.Tool(t, "skopeo")
+	host := registrytest.Debian(t)
+	g := newGnuPG(t)
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	conf := "default-docker:\n  sigstore: file://" + dir + "/sigs\n"
+	file("registries.d/test.yaml", conf)
+	key := file("key.asc", string(g.public))
+	writeLayout(t, filepath.Join(dir, "layout"), "one", twoLayers(t))
+	g.run(t, skopeo, "--insecure-policy", "copy", "--dest-tls-verify=false", "oci:"+dir+"/layout:one", "docker://"+host+"/acme/app:1")
+	manifest := file("manifest.json", string(g.run(t, skopeo, "inspect", "--raw", "--tls-verify=false", "docker://"+host+"/acme/app:1")))
+	digest := strings.TrimSpace(string(g.run(t, skopeo, "manifest-digest", manifest)))
+	signature := file("sigs/acme/app@"+strings.Replace(digest, ":", "=", 1)+"/signature-1", "")
+
+	identities := []string{
+		"", `{"type":"matchExact"}`, `{"type":"matchRepoDigestOrExact"}`, `{"type":"matchRepository"}`,
+		`{"type":"exactReference","dockerReference":"other.io/x:1"}`, `{"type":"exactRepository","dockerRepository":"other.io/x"}`,
+		fmt.Sprintf(`{"type":"remapIdentity","prefix":%q,"signedPrefix":"other.io"}`, host),
+		fmt.Sprintf(`{"type":"remapIdentity","prefix":%q,"signedPrefix":"other.io/x"}`, host+"/acme/app"),
+		fmt.Sprintf(`{"type":"remapIdentity","prefix":%q,"signedPrefix":"other.io/x"}`, host+"/acme/ap"),
+	}
+	allowed, denied := 0, 0
+	for _, signed := range []string{host + "/acme/app:1", host + "/acme/app", "other.io/x:1", "other.io/acme/app:1", host + "/acme/app@" + digest} {
+		g.run(t, skopeo, "standalone-sign", "--output", signature, manifest, signed, g.fingerprint)
+		for _, identity := range identities {
+			rule := fmt.Sprintf(`{"type":"signedBy","keyType":"GPGKeys","keyPath":%q`, key)
+			if identity != "" {
+				rule += `,"signedIdentity":` + identity
+			}
+			text := `{"default":[` + rule + `}],"transports":{}}`
+			m := newMachine(t)
+			m.deps.Config.Registries = &registry.Rules{Registry: []registry.Rule{{Prefix: host, Location: host, Insecure: true}}}
+			m.deps.Config.Policy, m.deps.Config.SigstoreConfig = text, conf
+			p := m.puller(t)
+			for _, name := range []string{host + "/acme/app:1", host + "/acme/app@" + digest} {
+				target := "dir:" + t.TempDir()
+				theirs := g.command(t, skopeo, "--policy", file("policy.json", text), "--registries.d", filepath.Join(dir, "registries.d"), "copy", "--src-tls-verify=false", "docker://"+name, target).Run() == nil
+				ours, err := p.DryRun(deadline(t), name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if ours.Pullable() != theirs {
+					t.Errorf("%s signed as %s, identity %s: skopeo says %t\n%s", name, signed, identity, theirs, ours)
+				}
+				if theirs {
+					allowed++
+				} else {
+					denied++
+				}
+			}
+		}
+	}
+	if allowed < 15 || denied < 40 {
+		t.Errorf("%d allowed and %d denied: the cases do not test what they should", allowed, denied)
+	}
 }
 
 // TestLookasideOverHTTPS: the store has a certificate of the extra roots, and

@@ -119,7 +119,7 @@ func (id identity) check(img Image, signed string) error {
 	var ok bool
 	switch id.kind {
 	case idMatchExact:
-		ok = want.digest == "" && want.tag != "" && got == want
+		ok = got == want && (want.tag != "" || want.digest != "")
 	case idMatchRepoDigestOrExact, idRemap:
 		ok = got.exactOrByDigest(want)
 	case idMatchRepository:
@@ -139,11 +139,11 @@ func (id identity) check(img Image, signed string) error {
 }
 
 // exactOrByDigest says whether a signature for s vouches for an image asked
-// for as want: by tag it must name that very tag; by digest alone the
-// repository is enough, since the digest is compared anyway.
+// for as want: by tag it must name that very tag; by digest alone any tag of
+// the repository will do, since the digest is compared anyway.
 func (s reference) exactOrByDigest(want reference) bool {
 	switch {
-	case s.repo != want.repo:
+	case s.repo != want.repo, s.tag == "" && s.digest == "":
 		return false
 	case want.tag != "":
 		return s.tag == want.tag && (s.digest == "" || s.digest == want.digest)

@@ -315,15 +315,22 @@ func FuzzSimpleSigning(f *testing.F) {
 	})
 }
 
-// FuzzKeyRing reads any bytes as a key ring.
+// FuzzKeyRing reads any bytes as a key ring and verifies with what is in it.
 func FuzzKeyRing(f *testing.F) {
 	key := newPGP(f, time.Now().Add(-time.Hour), 0)
 	f.Add(key.ring())
 	f.Add([]byte(key.armored()))
+	msg, err := parsePGP(key.vouch("quay.io/acme/app:1", digestA).Raw)
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		ring, name, err := parseKeyRing(raw)
 		if err == nil && (len(ring) == 0 || name == "") {
 			t.Fatalf("%d keys, %q", len(ring), name)
+		}
+		if by, _, err := msg.verify(ring, time.Now()); err == nil && by != fingerprint(key.PrimaryKey) {
+			t.Fatalf("signed by %s", by)
 		}
 	})
 }
