@@ -146,7 +146,7 @@ func (w *story) tell(ctx context.Context) (err error) {
 func (w *story) tellOwner(ctx context.Context) error {
 	if err := w.step("relying-party", "Relying party started; it knows what a good pod looks like", func() (note, error) {
 		var err error
-		if w.site, err = openSite(w.options.TEE, filepath.Join(w.dir, "maker")); err != nil {
+		if w.site, err = openSite(w.options.TEE, w.dir); err != nil {
 			return note{}, err
 		}
 		verifiers, err := w.site.verifiers()

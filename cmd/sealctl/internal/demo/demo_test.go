@@ -36,13 +36,21 @@ func tempFiles(t *testing.T) []string {
 	return found
 }
 
+// mounts lists what is mounted below the temporary directory: elsewhere others
+// may mount meanwhile.
 func mounts(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(b)
+	var ours []string
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, " "+os.TempDir()+"/") {
+			ours = append(ours, line)
+		}
+	}
+	return strings.Join(ours, "")
 }
 
 // canRun ends the test where machines of that kind cannot be simulated.
@@ -178,6 +186,23 @@ func TestDemoHasAnEnvironmentOfItsOwn(t *testing.T) {
 	}
 }
 
+// Paths that are too long are refused at once, not with the fourth machine.
+func TestTemporaryFilesTooDeepForSockets(t *testing.T) {
+	canRun(t, teesim.AzSNP)
+	base := shortTemp(t)
+	for _, n := range []int{44, 45} {
+		dir := filepath.Join(base, strings.Repeat("x", n-len(base)-1))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		// MkdirTemp makes names of up to 10 digits; the longest is what counts.
+		_, err := openSite(teesim.AzSNP, filepath.Join(dir, "sealpod-demo-4294967295"))
+		if bad := err != nil && strings.Contains(err.Error(), "TMPDIR"); bad != (n > 44) {
+			t.Errorf("%d bytes: %v", n, err)
+		}
+	}
+}
+
 func TestUnknownKindOfMachine(t *testing.T) {
 	_, err := Run(t.Context(), Options{Sealpod: sealpod(t), TEE: "sgx"})
 	if !errors.Is(err, teesim.ErrKind) || !strings.Contains(err.Error(), "tdx-sim") || !strings.Contains(err.Error(), Sample) {
@@ -231,8 +256,9 @@ func TestDemoWithoutAnAudience(t *testing.T) {
 // the rootfs was mounted already.
 func TestStoppedPodHasNothingMounted(t *testing.T) {
 	testenv.Root(t)
-	before := mounts(t)
 	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	before := mounts(t)
 	g, err := newGuest(dir, "")
 	if err != nil {
 		t.Fatal(err)

@@ -30,12 +30,17 @@ func Kinds() []string { return append([]string{Sample}, teesim.Kinds()...) }
 // site is where pods run: machines of one kind. A nil site is without a TEE.
 type site struct{ sim *teesim.Simulator }
 
-// openSite returns machines of that kind from a new maker, whose keys are in dir.
+// openSite returns machines of that kind from a new maker, whose keys are in dir
+// as the pods' directories will be.
 func openSite(kind, dir string) (*site, error) {
 	if kind == "" || kind == Sample {
 		return nil, nil
 	}
-	sim, err := teesim.Open(kind, dir)
+	// The longest path of a TPM, before it is ready; see teesim/azure.
+	if tpm := dir + "/measurement/machine/dev/tpmrm0.4194304"; strings.HasPrefix(kind, "az-") && len(tpm) > 107 {
+		return nil, fmt.Errorf("paths below %s are too long for unix sockets; set TMPDIR to a shorter one", dir)
+	}
+	sim, err := teesim.Open(kind, filepath.Join(dir, "maker"))
 	if errors.Is(err, teesim.ErrKind) {
 		return nil, fmt.Errorf("%w and %s", err, Sample)
 	}
