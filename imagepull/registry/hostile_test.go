@@ -23,8 +23,8 @@ import (
 // smallRanging makes a blob of 100 KiB a large one, and several connections
 // join at once.
 var smallRanging = ranging{
-	above: 16 << 10, first: 8 << 10, run: 16 << 10, part: 4 << 10, window: 5,
-	join: func(_, _ time.Duration) int { return 3 },
+	above: 16 << 10, first: 8 << 10, run: 16 << 10, part: 4 << 10, page: 1 << 10, pages: 20,
+	join: func(_, _ time.Duration, _ int64) int { return 3 },
 }
 
 // client returns a client that loses no time.

@@ -11,32 +11,38 @@ import (
 
 // ranging says how large blobs are read, in bytes. One connection begins. When
 // the reader turns out to wait for it, more join, and from then on each fetches
-// one part at a time; the parts are handed out in order. At most window parts
-// are in memory.
+// one part at a time; the parts are handed out in order.
 type ranging struct {
-	above  int64 // a blob of at most this size has one connection
-	first  int64 // brought by one connection before the reader is looked at
-	run    int64 // and before it is looked at again; a multiple of part, as is first
-	part   int64
-	window int                                    // parts
-	join   func(waited, passed time.Duration) int // how many connections join
+	above int64 // a blob of at most this size has one connection
+	first int64 // brought by one connection before the reader is looked at
+	run   int64 // and before it is looked at again
+	part  int64 // larger ones lose less time between requests
+	page  int64 // unit of memory
+	pages int   // in memory at most, but for headPages
+	join  func(waited, passed time.Duration, bytes int64) int
 }
 
 var defaultRanging = ranging{
-	above: 64 << 20, first: 12 << 20, run: 48 << 20, part: 3 << 20, window: 5,
-	join: func(waited, passed time.Duration) int {
-		if waited < passed/4 {
-			return 0 // the reader is what is slow
-		}
-		return maxConnsPerBlob - 1
-	},
+	above: 64 << 20, first: 8 << 20, run: 64 << 20, part: 8 << 20, page: 256 << 10, pages: 60, join: joiners,
 }
 
 const (
 	maxConnsPerBlob = 4
 	maxHelpers      = 8 // connections of a Client beyond the first of each blob
-	pageSize        = 256 << 10
+	headPages       = 4 // that only the part being read may use
+	enoughRate      = 200 << 20
 )
+
+// joiners says how many connections join one that brought so many bytes while
+// its reader waited so long of the time that passed. They cost time where the
+// reader is what is slow, and where the processor is: no single connection over
+// a network brings enoughRate bytes per second.
+func joiners(waited, passed time.Duration, bytes int64) int {
+	if waited < passed/4 || float64(bytes) > enoughRate*passed.Seconds() {
+		return 0
+	}
+	return maxConnsPerBlob - 1
+}
 
 // ranged reads a blob over several connections.
 type ranged struct {
@@ -47,9 +53,9 @@ type ranged struct {
 	work    sync.WaitGroup
 	src     *source
 	conf    ranging
-	slots   chan struct{} // one value per part in memory
-	queue   chan *part    // parts in order
-	pages   chan []byte   // free buffers
+	queue   chan *part // parts in order
+	free    chan []byte
+	head    chan []byte // free ones for the part being read, so that it never waits for later ones
 
 	mu   sync.Mutex // orders taking and queueing
 	next int64      // offset of the first byte nobody has taken
@@ -57,21 +63,28 @@ type ranged struct {
 	// The reader's.
 	off    int64
 	cur    *part
-	page   []byte // in use, with what is left of it in unread
-	unread []byte
-	alone  *span // reads the rest after ranges were refused
-	began  time.Time
+	page   page       // in use
+	unread []byte     // of it
+	alone  *span      // reads the rest after ranges were refused
 	closed sync.Mutex // guards alone against Close
 
-	waited atomic.Int64 // nanoseconds the reader has waited since the first page
-	start  atomic.Int64 // when that was, in nanoseconds after began
+	began  time.Time
+	start  atomic.Int64 // when the first page was there, in nanoseconds after began
+	waited atomic.Int64 // nanoseconds the reader has waited since
 }
 
 // part is a piece of the blob on its way. pages is closed at its end; err is
 // set before and is why it ended early.
 type part struct {
-	pages chan []byte
-	err   error
+	pages   chan page
+	reading chan struct{} // closed when the reader has come to this part
+	err     error
+}
+
+// page is a buffer and the channel it goes back to.
+type page struct {
+	data []byte
+	home chan []byte
 }
 
 // startRanged opens the first connection and begins to read ahead.
@@ -79,9 +92,15 @@ func startRanged(ctx context.Context, src *source) (io.ReadCloser, error) {
 	conf := src.repo.client.ranging
 	r := &ranged{
 		src: src, conf: conf,
-		slots: make(chan struct{}, conf.window),
-		queue: make(chan *part, conf.window),
-		pages: make(chan []byte, int64(conf.window)*(1+conf.part/pageSize)),
+		// Each part in the queue has a page or somebody working on it.
+		queue: make(chan *part, conf.pages+headPages+maxConnsPerBlob),
+		free:  make(chan []byte, conf.pages),
+		head:  make(chan []byte, headPages),
+	}
+	for _, c := range []chan []byte{r.free, r.head} {
+		for range cap(c) {
+			c <- nil // made when it is first used
+		}
 	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	r.crew, r.dismiss = context.WithCancel(r.ctx)
@@ -98,11 +117,13 @@ func startRanged(ctx context.Context, src *source) (io.ReadCloser, error) {
 // first reads the blob until it is all there or more connections join.
 func (r *ranged) first(sp *span) {
 	for {
-		if !r.bring(sp) || r.next == r.src.desc.Size {
+		p := r.enqueue()
+		r.finish(p, r.fill(p, sp))
+		if p.err != nil || r.next == r.src.desc.Size {
 			return
 		}
-		n := r.conf.join(time.Duration(r.waited.Load()), time.Since(r.began)-time.Duration(r.start.Load()))
-		if n = r.hire(n); n > 0 {
+		passed := time.Since(r.began) - time.Duration(r.start.Load())
+		if n := r.hire(r.conf.join(time.Duration(r.waited.Load()), passed, r.next)); n > 0 {
 			r.src.repo.log.Debug("Blob is read over more connections", "layer", r.src.desc.Digest, "connections", n+1)
 			for range n {
 				r.work.Go(func() {
@@ -115,7 +136,7 @@ func (r *ranged) first(sp *span) {
 		}
 		var err error
 		if sp, err = r.src.span(r.crew, r.next, min(r.next+r.conf.run, r.src.desc.Size)); err != nil {
-			r.fail(err)
+			r.finish(r.enqueue(), err)
 			return
 		}
 		r.next = sp.end
@@ -134,105 +155,87 @@ func (r *ranged) hire(n int) int {
 	return n
 }
 
-// bring reads all of sp, one part after another, and says whether it got there.
-func (r *ranged) bring(sp *span) bool {
-	defer sp.Close() //nolint:errcheck // read to its end or given up
-	for sp.off < sp.end {
-		if !r.slot() {
-			return false
-		}
-		p := r.enqueue()
-		if p.err = r.fill(p, sp, min(sp.off+r.conf.part, sp.end)); p.err == nil && sp.off == sp.end {
-			p.err = ended(sp)
-		}
-		close(p.pages)
-		if p.err != nil {
-			return false
-		}
-	}
-	return true
-}
-
 // parts fetches parts until none is left.
 func (r *ranged) parts() {
-	for r.slot() {
+	for {
 		r.mu.Lock()
 		off := r.next
-		end := min(off+r.conf.part, r.src.desc.Size)
-		if off == end {
+		r.next = min(off+r.conf.part, r.src.desc.Size)
+		end := r.next
+		if off == end || r.crew.Err() != nil {
 			r.mu.Unlock()
 			return
 		}
-		r.next = end
 		p := r.enqueue()
 		r.mu.Unlock()
 		sp, err := r.src.span(r.crew, off, end)
 		if err == nil {
-			if err = r.fill(p, sp, end); err == nil {
-				err = ended(sp)
-			}
-			_ = sp.Close()
+			err = r.fill(p, sp)
 		}
-		p.err = err
-		close(p.pages)
+		r.finish(p, err)
 		if err != nil {
 			return
 		}
 	}
 }
 
-// slot waits for room for one more part.
-func (r *ranged) slot() bool {
-	select {
-	case r.slots <- struct{}{}:
-		return true
-	case <-r.crew.Done():
-		return false
-	}
-}
-
-// enqueue makes the next part; there is a slot for it, so queue has room.
+// enqueue makes the next part. It does not wait: a worker with no page to fill
+// begins no further part.
 func (r *ranged) enqueue() *part {
-	p := &part{pages: make(chan []byte, 1+r.conf.part/pageSize)}
+	p := &part{pages: make(chan page, r.conf.pages+headPages), reading: make(chan struct{})}
 	r.queue <- p
 	return p
 }
 
-// fail hands err to the reader where the next part would be.
-func (r *ranged) fail(err error) {
-	if r.slot() {
-		p := r.enqueue()
-		p.err = err
-		close(p.pages)
-	}
+func (r *ranged) finish(p *part, err error) {
+	p.err = err
+	close(p.pages)
 }
 
-// fill reads from sp up to offset end into pages of p.
-func (r *ranged) fill(p *part, sp *span, end int64) error {
-	for sp.off < end {
-		var page []byte
-		select {
-		case page = <-r.pages:
-			page = page[:pageSize]
-		default:
-			page = make([]byte, pageSize)
+// fill reads all of sp into pages of p, and makes sure that nothing follows,
+// which also lets the connection be used again.
+func (r *ranged) fill(p *part, sp *span) error {
+	defer sp.Close() //nolint:errcheck // read to its end or given up
+	for sp.off < sp.end {
+		b, err := r.take(p)
+		if err != nil {
+			return err
 		}
-		n, err := io.ReadFull(sp, page[:min(pageSize, end-sp.off)])
-		p.pages <- page[:n]
+		n, err := io.ReadFull(sp, b.data[:min(r.conf.page, sp.end-sp.off)])
+		b.data = b.data[:n]
+		p.pages <- b
 		if err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// ended makes sure that nothing follows, and lets the connection be used again.
-func ended(sp *span) error {
 	var one [1]byte
 	if _, err := sp.Read(one[:]); err != io.EOF { //nolint:errorlint // only a bare io.EOF is a clean end
 		return err
 	}
 	return nil
+}
+
+// take waits for a page that p may use.
+func (r *ranged) take(p *part) (page, error) {
+	b := page{home: r.free}
+	select {
+	case b.data = <-r.free:
+	case <-r.crew.Done():
+		return b, context.Cause(r.crew)
+	case <-p.reading:
+		select {
+		case b.data = <-r.free:
+		case b.data = <-r.head:
+			b.home = r.head
+		case <-r.crew.Done():
+			return b, context.Cause(r.crew)
+		}
+	}
+	if b.data == nil {
+		b.data = make([]byte, r.conf.page)
+	}
+	b.data = b.data[:r.conf.page]
+	return b, nil
 }
 
 // Read implements io.Reader.
@@ -258,30 +261,30 @@ func (r *ranged) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// turn gets the next page.
+// turn gets the next page, and comes to the next part first if it must.
 func (r *ranged) turn() error {
-	if r.page != nil {
-		r.pages <- r.page // there is room for all there are
-		r.page = nil
+	if r.page.home != nil {
+		r.page.home <- r.page.data // where it came from, so there is room
+		r.page = page{}
 	}
 	if r.cur == nil {
 		cur, _, err := receive(r, r.queue)
 		if err != nil {
 			return err
 		}
+		close(cur.reading)
 		r.cur = cur
 	}
-	page, ok, err := receive(r, r.cur.pages)
+	b, ok, err := receive(r, r.cur.pages)
 	switch {
 	case err != nil:
 		return err
 	case ok:
-		r.page, r.unread = page, page
+		r.page, r.unread = b, b.data
 	case r.cur.err != nil:
 		return r.cur.err
 	default:
 		r.cur = nil
-		<-r.slots
 	}
 	return nil
 }

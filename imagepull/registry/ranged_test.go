@@ -101,7 +101,8 @@ func TestReadAheadIsBounded(t *testing.T) {
 	var read atomic.Int64
 	s.answer(func(_ http.ResponseWriter, _ *http.Request, first int) bool {
 		// What the reader got is counted after it got it.
-		if limit := read.Load() + int64(smallRanging.window+1)<<12; first > 0 && int64(first) > limit {
+		limit := read.Load() + smallRanging.part + int64(smallRanging.pages+headPages)*smallRanging.page + (maxConnsPerBlob-1)*smallRanging.part
+		if first > 0 && int64(first) > limit {
 			t.Errorf("%d asked for when %d were read", first, read.Load())
 		}
 		return false
@@ -181,15 +182,19 @@ func (s *blobServer) mux(now *atomic.Int64, do func()) {
 }
 
 func TestSlowReaderHasOneConnection(t *testing.T) {
-	join := defaultRanging.join
-	for _, tt := range []struct{ waited, passed, want time.Duration }{{0, 0, 3}, {0, time.Second, 0}, {240, 1000, 0}, {250, 1000, 3}, {1000, 1000, 3}} {
-		if n := join(tt.waited, tt.passed); n != int(tt.want) {
-			t.Errorf("waited %v of %v: %d join", tt.waited, tt.passed, n)
+	const mb = 1 << 20
+	for _, tt := range []struct {
+		waited, passed time.Duration
+		bytes          int64
+		want           int
+	}{{0, 1000, mb, 0}, {240, 1000, mb, 0}, {250, 1000, mb, 3}, {1000, 1000, mb, 3}, {1000, 1000, 199 * mb, 3}, {1000, 1000, 201 * mb, 0}} {
+		if n := joiners(tt.waited*time.Millisecond, tt.passed*time.Millisecond, tt.bytes); n != tt.want {
+			t.Errorf("waited %v of %v for %d MiB: %d join", tt.waited, tt.passed, tt.bytes/mb, n)
 		}
 	}
 	s := newBlobServer(t)
 	c := largeClient(t)
-	c.ranging.join = func(_, _ time.Duration) int { return 0 }
+	c.ranging.join = func(_, _ time.Duration, _ int64) int { return 0 }
 	s.read(t, c)
 	if n := s.Seen("/blobs/"); n != 1+6 {
 		t.Errorf("%d requests", n) // 8 KiB, then 16 KiB each
