@@ -36,7 +36,7 @@ func (l Launch) bootEvents() []Event {
 		Event{rtmr0, evVariableBoot, sha512.Sum384(order), variable(globalVariable, "BootOrder", order)},
 		measured(rtmr1, evEFIAction, []byte("Calling EFI Application from Boot Option")),
 		measured(rtmr1, evSeparator, separator),
-		KernelEvent(l.Kernel), CommandLineEvent(l.CommandLine))
+		KernelEvent(l.Kernel), commandLineEvent(l.CommandLine))
 	if l.Initrd != nil {
 		events = append(events, initrdEvent(l.Initrd))
 	}

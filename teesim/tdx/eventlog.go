@@ -108,10 +108,10 @@ func KernelEvent(kernel []byte) Event {
 	return Event{2, evApplication, sha512.Sum384(kernel), append(data, path...)}
 }
 
-// CommandLineEvent is that of the EFI stub of Linux for its command line, which
+// commandLineEvent is that of the EFI stub of Linux for its command line, which
 // it gets as UTF-16. Source: Linux drivers/firmware/efi/libstub/efi-stub-helper.c
 // at v6.16.
-func CommandLineEvent(line string) Event {
+func commandLineEvent(line string) Event {
 	return Event{3, evEventTag, sha512.Sum384(utf16z(line)), tagged(0x8F3B22ED, "LOADED_IMAGE::LoadOptions\x00")}
 }
 

@@ -80,7 +80,7 @@ func (p *Platform) NewTD(l Launch) *TD {
 	if p.version == 5 {
 		r.TEETCBSVN2 = r.TEETCBSVN // the module was not updated since
 	}
-	kernel, line := KernelEvent(l.Kernel).Digest, CommandLineEvent(l.CommandLine).Digest
+	kernel, line := KernelEvent(l.Kernel).Digest, commandLineEvent(l.CommandLine).Digest
 	list := func(b []byte) []any { return []any{hex.EncodeToString(b)} }
 	return &TD{platform: p, ccel: pad(EventLog(events...)), report: r, values: map[string]any{
 		"mr_td": list(r.MRTD[:]), "rtmr_1": list(r.RTMR[1][:]), "rtmr_2": list(r.RTMR[2][:]), "xfam": list(r.XFAM[:]),
