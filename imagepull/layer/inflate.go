@@ -1,11 +1,11 @@
 package layer
 
 import (
-	"bufio"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/sealpod/sealpod/imagepull/layer/gunzip"
 )
 
 // maxWindow caps what one zstd frame may make the decoder keep in memory.
@@ -17,8 +17,7 @@ const maxWindow = 128 << 20
 func inflate(c compression, r io.Reader) (io.ReadCloser, error) {
 	switch c {
 	case gzipped:
-		// The inflater has a fast path for *bufio.Reader.
-		return gzip.NewReader(bufio.NewReaderSize(r, 64<<10))
+		return gunzip.NewReader(r, gunzip.Options{}), nil
 	case zstded:
 		// Concurrency 1 decodes in the calling goroutine and starts none.
 		d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
