@@ -44,16 +44,30 @@ func (s *stream) stored(final uint, data []byte) {
 
 // symbol writes one of the code with these lengths.
 func (s *stream) symbol(lengths []uint8, sym int) {
-	code := uint(0)
-	for n := uint8(1); n <= lengths[sym]; n++ {
-		code <<= 1
-		for i, l := range lengths {
-			if l == n && (n < lengths[sym] || i < sym) {
+	s.huff(uint(canonical(lengths)[sym]), uint(lengths[sym]))
+}
+
+var canonicals = map[*uint8][]uint16{}
+
+// canonical returns the codes of these lengths. Source: RFC 1951 section 3.2.2.
+func canonical(lengths []uint8) []uint16 {
+	codes := canonicals[&lengths[0]]
+	if codes != nil {
+		return codes
+	}
+	codes = make([]uint16, len(lengths))
+	code := uint16(0)
+	for n := uint8(1); n <= 15; n++ {
+		for sym, l := range lengths {
+			if l == n {
+				codes[sym] = code
 				code++
 			}
 		}
+		code <<= 1
 	}
-	s.huff(code, uint(lengths[sym]))
+	canonicals[&lengths[0]] = codes
+	return codes
 }
 
 // dynamic begins a block with these code lengths, at least 257 and 1.
