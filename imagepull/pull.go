@@ -115,7 +115,9 @@ func (p *pulling) run(ctx context.Context, c registry.Candidate) (_ string, err 
 	if err := p.assemble(ctx, lease, img, layers); err != nil {
 		return "", err
 	}
-	lease.Keep()
+	if err := lease.Keep(); err != nil {
+		return "", err
+	}
 	return img.Digest, nil
 }
 

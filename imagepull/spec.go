@@ -118,7 +118,8 @@ func writeSpec(bundle string, c *registry.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(bundle, ".config.json-")
+	// It may be there from a pull that was killed.
+	f, err := os.OpenFile(filepath.Join(bundle, ".config.json.new"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}

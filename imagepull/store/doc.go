@@ -12,6 +12,8 @@
 //	layers/<hex>[.plain]/   verified layers; hex = sha256(blob digest "\n" diffID)
 //	overlay/<id>/           upper, work and l/<n> symbolic links of one mount
 //	tmp/                    staging; emptied at start-up
+//	unfinished/             names of layers and overlays of pulls under way;
+//	                        what has one at start-up is undone
 //
 // A layer's directory appears under layers/ by rename after every check has
 // passed, so its existence says that it was verified; no other record is kept.

@@ -17,6 +17,7 @@ type Lease struct {
 	store *Store
 	held  map[string]*entry // by directory name, guarded by store.mu
 	undo  []func() error    // run backwards by Release
+	done  []string          // marks to be taken away by Keep
 }
 
 // Begin starts a Lease.
@@ -117,22 +118,37 @@ func (s *Store) stage(ctx context.Context, name string, fill func(context.Contex
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	if err := s.markUnfinished(name); err != nil {
+		return err
+	}
 	if err := os.Rename(dir, s.path("layers", name)); err != nil {
-		return fmt.Errorf("committing a layer: %w", err)
+		return fmt.Errorf("committing a layer: %w", errors.Join(err, s.finished(name)))
 	}
 	return nil
 }
 
-// Keep makes everything done under the lease permanent. Release does nothing
-// afterwards.
-func (l *Lease) Keep() {
+// Keep makes everything done under the lease permanent, also for processes to
+// come. Release does nothing afterwards, and everything if Keep fails.
+func (l *Lease) Keep() error {
 	l.store.mu.Lock()
 	defer l.store.mu.Unlock()
+	marks := l.done
+	for name, e := range l.held {
+		if !e.keep {
+			marks = append(marks, name)
+		}
+	}
+	for _, name := range marks {
+		if err := l.store.finished(name); err != nil {
+			return err
+		}
+	}
 	for _, e := range l.held {
 		e.keep = true
 		e.refs--
 	}
-	l.held, l.undo = nil, nil
+	l.held, l.undo, l.done = nil, nil, nil
+	return nil
 }
 
 // Release undoes what was done under the lease: mount, merged directory,
@@ -167,6 +183,9 @@ func (l *Lease) drop() []string {
 		if err == nil {
 			dirs = append(dirs, away)
 			err = os.Rename(dir, filepath.Join(away, name))
+		}
+		if err := s.finished(name); err != nil {
+			s.log.Warn("Mark of an unfinished layer stays", "layer", name, "err", err)
 		}
 		if err != nil {
 			s.log.Warn("Layer could not be moved away, removing it in place", "layer", name, "err", err)

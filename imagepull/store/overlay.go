@@ -79,7 +79,11 @@ func (l *Lease) mount(target string, layers []string) error {
 	}
 	id := filepath.Base(dir)
 	defer s.mountDone(id)
-	l.undo = append(l.undo, func() error { return removeAll(dir) })
+	l.undo = append(l.undo, func() error { return errors.Join(removeAll(dir), s.finished(id)) })
+	l.done = append(l.done, id)
+	if err := s.markUnfinished(id); err != nil {
+		return err
+	}
 
 	lowers, err := link(dir, layers)
 	if err == nil {

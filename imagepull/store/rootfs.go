@@ -138,8 +138,8 @@ func occupied(why string) error {
 
 // merge builds the directory beside target and renames it into place.
 func (l *Lease) merge(ctx context.Context, bundle, target string, dirs []string) error {
-	tmp, err := os.MkdirTemp(bundle, ".rootfs-")
-	if err != nil {
+	tmp := filepath.Join(bundle, ".rootfs.new") // may be there from a pull that was killed
+	if err := errors.Join(removeAll(tmp), os.Mkdir(tmp, 0o700)); err != nil {
 		return fmt.Errorf("creating the merged directory: %w", err)
 	}
 	where := tmp

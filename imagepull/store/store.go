@@ -74,10 +74,13 @@ func Open(dir string, opts Options) (_ *Store, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, fmt.Errorf("resolving %s: %w", dir, err)
 	}
-	s := &Store{dir: dir, log: opts.Log, layers: map[string]*entry{}, mounts: map[string]struct{}{}}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("creating the image store: %w", err)
 	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil { // as the mount table has it
+		return nil, fmt.Errorf("opening the image store: %w", err)
+	}
+	s := &Store{dir: dir, log: opts.Log, layers: map[string]*entry{}, mounts: map[string]struct{}{}}
 	if s.lock, err = lockFile(s.path("lock")); err != nil {
 		return nil, fmt.Errorf("opening the image store %s: %w", dir, err)
 	}
@@ -163,15 +166,22 @@ func lockFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-// recover creates the layout, empties tmp/ and takes stock of layers/.
+// recover creates the layout, undoes what is unfinished, empties tmp/ and takes
+// stock of layers/.
 func (s *Store) recover(host podvm.Host) error {
-	if err := removeAll(s.path("tmp")); err != nil {
-		return err
-	}
-	for _, d := range []string{"layers", "overlay", "tmp"} {
+	for _, d := range []string{"layers", "overlay", "tmp", "unfinished"} {
 		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return err
 		}
+	}
+	if err := s.rollback(); err != nil {
+		return err
+	}
+	if err := removeAll(s.path("tmp")); err != nil {
+		return err
+	}
+	if err := os.Mkdir(s.path("tmp"), 0o700); err != nil {
+		return err
 	}
 	boot, err := podvm.ReadFileMax(host.Path("/proc/sys/kernel/random/boot_id"), 128)
 	if err != nil {

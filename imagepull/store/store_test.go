@@ -60,6 +60,13 @@ func release(t *testing.T, l *Lease) {
 	}
 }
 
+func keep(t *testing.T, l *Lease) {
+	t.Helper()
+	if err := l.Keep(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func count(t *testing.T, pattern ...string) int {
 	t.Helper()
 	list, err := filepath.Glob(filepath.Join(pattern...))
@@ -136,7 +143,7 @@ func TestReleaseRemovesOnlyWhatNobodyWants(t *testing.T) {
 	if !s.Has(one) || s.Has(two) || count(t, dir, "layers", "*") != 1 {
 		t.Error("want the layer of the other lease, and only it")
 	}
-	b.Keep()
+	keep(t, b)
 	release(t, b)
 	c := s.Begin()
 	if cached, _ := c.Layer(t.Context(), one, nil); !cached {
@@ -168,7 +175,7 @@ func TestLayersOutliveTheProcessButNotTheBoot(t *testing.T) {
 	s := reopen("first")
 	l := s.Begin()
 	add(t, l, one, with("a", "1"))
-	l.Keep()
+	keep(t, l)
 	// What a killed process leaves, and what was never ours.
 	for _, d := range []string{"tmp/layer-1/x", "layers/7"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
@@ -200,7 +207,7 @@ func TestLayerRemovedByHandIsFilledAgain(t *testing.T) {
 	s := open(t, dir, true)
 	l := s.Begin()
 	add(t, l, one, with("a", "1"))
-	l.Keep()
+	keep(t, l)
 	if err := os.RemoveAll(s.path("layers", s.name(one))); err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +233,7 @@ func TestPlainRootfsIsRolledBackWithItsDirectories(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(parent, existing)); err != nil {
 			t.Errorf("what existed is gone: %v", err)
 		}
-		if count(t, parent, existing, "*")+count(t, parent, existing, ".rootfs-*") != 0 {
+		if count(t, parent, existing, "*")+count(t, parent, existing, ".rootfs.new") != 0 {
 			t.Errorf("%q: something is left", existing)
 		}
 	}
@@ -318,7 +325,7 @@ func TestOverlayRootfsIsWritableAndSweptWhenUnmounted(t *testing.T) {
 	if err := l.Rootfs(t.Context(), filepath.Join(parent, "b"), []ID{one, two, one}); err != nil {
 		t.Fatal(err)
 	}
-	l.Keep()
+	keep(t, l)
 	if err := os.WriteFile(filepath.Join(rootfs, "a"), []byte("changed"), 0o600); err != nil {
 		t.Error(err)
 	}

@@ -1,0 +1,87 @@
+package store
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// TestKilledPullIsUndoneAtTheNextStart: of two pulls one has succeeded when the
+// process ends; the other's mount and its layer go, what both use stays.
+func TestKilledPullIsUndoneAtTheNextStart(t *testing.T) {
+	dir, parent := t.TempDir(), t.TempDir()
+	s := openOverlay(t, dir)
+	done := s.Begin()
+	add(t, done, one, with("a", "1"))
+	if err := done.Rootfs(t.Context(), filepath.Join(parent, "done"), []ID{one}); err != nil {
+		t.Fatal(err)
+	}
+	keep(t, done)
+	killed := s.Begin()
+	if _, err := killed.Layer(t.Context(), one, nil); err != nil {
+		t.Fatal(err)
+	}
+	add(t, killed, two, with("b", "2"))
+	if err := killed.Rootfs(t.Context(), filepath.Join(parent, "killed"), []ID{one, two}); err != nil {
+		t.Fatal(err)
+	}
+	// And one while it was trying what the kernel can do.
+	probe := filepath.Join(dir, "tmp", "probe-1", "rootfs")
+	if err := os.MkdirAll(probe, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", probe, "tmpfs", 0, "size=4k"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	s = open(t, dir, false)
+	if !s.Has(one) || s.Has(two) || count(t, dir, "layers", "*") != 1 {
+		t.Error("want the layer of the pull that succeeded, and only it")
+	}
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		a, _ := mountinfo.PrefixFilter(parent)(m)
+		b, _ := mountinfo.PrefixFilter(dir)(m)
+		return a && b, false
+	})
+	if err != nil || len(mounts) != 1 || mounts[0].Mountpoint != filepath.Join(parent, "done", "rootfs") {
+		t.Errorf("mounts %v, %v", mounts, err)
+	}
+	if count(t, dir, "overlay", "*") != 1 || count(t, dir, "tmp", "*")+count(t, dir, "unfinished", "*") != 0 {
+		t.Error("overlays, staging or marks are left")
+	}
+	if b, err := os.ReadFile(filepath.Join(parent, "done", "rootfs", "a")); err != nil || string(b) != "1" {
+		t.Errorf("the finished pull's rootfs: %q, %v", b, err)
+	}
+	if err := s.RemoveRootfs(filepath.Join(parent, "done")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestKeepThatFailsCanBeUndone: a layer without its mark would outlive a pull
+// that its caller was told had failed.
+func TestKeepThatFailsCanBeUndone(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, true)
+	l := s.Begin()
+	add(t, l, one, with("a", "1"))
+	mark := s.path("unfinished", s.name(one))
+	if err := os.Remove(mark); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(mark, "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Keep(); err == nil {
+		t.Error("a mark that stays is no error")
+	}
+	release(t, l)
+	if s.Has(one) || count(t, dir, "layers", "*") != 0 {
+		t.Error("the layer stays")
+	}
+}
