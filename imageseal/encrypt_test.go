@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/sealpod/sealpod/imagepull/registry/registrytest"
 	"github.com/sealpod/sealpod/kbs"
 )
 
@@ -62,7 +63,7 @@ func TestEncryptEveryMediaType(t *testing.T) {
 }
 
 func TestEncryptInRegistry(t *testing.T) {
-	reg := startRegistry(t)
+	reg := registrytest.Debian(t)
 	src := newImage(t, types.DockerManifestSchema2, "amd64", dockerGzip, dockerGzip, dockerGzip)
 	push(t, reg+"/acme/app:1", src)
 	tests := map[string]struct {
@@ -177,7 +178,7 @@ func TestEncryptNeverRepeatsKeyNonceOrIV(t *testing.T) {
 }
 
 func TestEncryptIndex(t *testing.T) {
-	reg := startRegistry(t)
+	reg := registrytest.Debian(t)
 	src := newIndex(t, "amd64", "arm64", "s390x")
 	if err := remote.WriteIndex(mustRef(t, reg+"/acme/multi:1"), src); err != nil {
 		t.Fatal(err)

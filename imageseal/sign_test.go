@@ -33,6 +33,7 @@ import (
 	"github.com/sigstore/sigstore/pkg/signature/payload"
 
 	"github.com/sealpod/sealpod/imagepull/policy"
+	"github.com/sealpod/sealpod/imagepull/registry/registrytest"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -133,7 +134,7 @@ func cosignVerify(t *testing.T, ref string, publicPEM []byte, hash crypto.Hash) 
 
 // What we sign, cosign verifies and a guest accepts.
 func TestSignIsReadByCosignAndGuests(t *testing.T) {
-	reg := startRegistry(t)
+	reg := registrytest.Debian(t)
 	for kind, hash := range map[string]crypto.Hash{"P-256": crypto.SHA256, "P-384": crypto.SHA384, "RSA": crypto.SHA256, "Ed25519": crypto.SHA256} {
 		t.Run(kind, func(t *testing.T) {
 			ref := reg + "/acme/" + strings.ToLower(kind) + ":1"
@@ -166,7 +167,7 @@ func TestSignIsReadByCosignAndGuests(t *testing.T) {
 // What cosign signs, through the library calls of its sign command, a guest
 // accepts, with every default cosign has for that kind of key.
 func TestCosignSignatureIsAcceptedByGuests(t *testing.T) {
-	reg := startRegistry(t)
+	reg := registrytest.Debian(t)
 	for _, kind := range []string{"P-256", "P-384", "RSA", "Ed25519"} {
 		t.Run(kind, func(t *testing.T) {
 			ref := reg + "/acme/" + strings.ToLower(kind) + ":1"

@@ -8,12 +8,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/sealpod/sealpod/imagepull/registry/registrytest"
 )
 
 // skopeo, which knows nothing of us, reads what we write in a registry and in
 // a layout, and carries it between them without a change.
 func TestSkopeoReadsWhatWeWrite(t *testing.T) {
-	reg := startRegistry(t)
+	reg := registrytest.Debian(t)
 	dir := t.TempDir()
 	layout := "oci:" + filepath.Join(dir, "layout") + ":1"
 	push(t, reg+"/acme/app:plain", newImage(t, types.DockerManifestSchema2, "amd64", dockerGzip, dockerGzip))
@@ -88,7 +90,7 @@ func TestSkopeoCopiesOurIndex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reg := startRegistry(t)
+	reg := registrytest.Debian(t)
 	run(t, "skopeo", "copy", "--all", "--dest-tls-verify=false", "oci:"+filepath.Join(dir, "out")+":1", "docker://"+reg+"/acme/multi:1")
 	// This release of skopeo writes the index anew; the images stay as they are.
 	want, err := Inspect(t.Context(), InspectOptions{Image: "oci:" + filepath.Join(dir, "out") + ":1"})
