@@ -91,10 +91,10 @@ func Open(dir string, o Options) (*Chip, error) {
 	}
 	var s seed
 	if err := json.Unmarshal(text, &s); err != nil {
-		return nil, fmt.Errorf("reading the identity of the simulated %s: %w", p.name, err)
+		return nil, fmt.Errorf("keys/snp-%s.json: %w: remove the file to get another one", p.name, err)
 	}
 	if len(s.Secret) != secretSize || s.Made.IsZero() {
-		return nil, fmt.Errorf("the identity of the simulated %s has a secret of %d bytes, made %s", p.name, len(s.Secret), s.Made)
+		return nil, fmt.Errorf("keys/snp-%s.json: not the identity of a simulated %s: remove the file to get another one", p.name, p.name)
 	}
 	c.secret, c.made = s.Secret, s.Made
 	if c.id, err = c.derive("hardware id", p.idSize); err != nil {

@@ -19,6 +19,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -85,15 +86,22 @@ func Publish(dir, name string, content []byte) error {
 	return nil
 }
 
-// makeDirs makes dir, whose parents everybody may enter, and gives it that mode.
-func makeDirs(dir string, mode os.FileMode) error {
+// makeDirs makes dir, whose parents everybody may enter, and gives it that mode. A
+// symbolic link in its place is refused: the mode of what it leads to is not ours
+// to change.
+func makeDirs(dir string, mode os.FileMode) (err error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return os.Chmod(dir, mode)
+	d, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	return d.Chmod(mode)
 }
 
 // write writes a new file in dir and returns its path.

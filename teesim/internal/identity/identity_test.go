@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/sealpod/sealpod/podvm"
@@ -114,5 +115,28 @@ func TestFailures(t *testing.T) {
 	}
 	if err := Publish(file, "k", nil); err == nil {
 		t.Error("a file as the directory")
+	}
+}
+
+// In a directory of somebody else's, keys or trust could lead anywhere.
+func TestLinksAreNotFollowed(t *testing.T) {
+	for name, call := range map[string]func(dir string) error{
+		"keys": func(dir string) error {
+			_, err := Load(dir, "x.pem", func() ([]byte, error) { return []byte("x"), nil })
+			return err
+		},
+		"trust": func(dir string) error { return Publish(dir, "x.pem", []byte("x")) },
+	} {
+		dir, other := t.TempDir(), t.TempDir()
+		if err := errors.Join(os.Chmod(other, 0o750), os.Symlink(other, filepath.Join(dir, name))); err != nil { //nolint:gosec // a mode that is none of ours
+			t.Fatal(err)
+		}
+		if err := call(dir); !errors.Is(err, syscall.ENOTDIR) {
+			t.Errorf("%s: %v", name, err)
+		}
+		left, err := os.ReadDir(other)
+		if info, serr := os.Stat(other); err != nil || serr != nil || len(left) != 0 || info.Mode().Perm() != 0o750 {
+			t.Errorf("%s: left %v, %v, %v", name, left, info.Mode(), errors.Join(err, serr))
+		}
 	}
 }
