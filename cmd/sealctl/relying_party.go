@@ -162,8 +162,8 @@ func (o relyingPartyOptions) announce(w io.Writer, url string, rp *relyingparty.
 	var line string
 	switch {
 	case len(token) > 0 && o.tokenFile != "":
-		if err := writeToken(o.tokenFile, token); err != nil {
-			return fmt.Errorf("%w; the token is lost, start again with --new-admin-token", err)
+		if err := replaceFile(o.tokenFile, token); err != nil {
+			return fmt.Errorf("writing the admin token: %w; the token is lost, start again with --new-admin-token", err)
 		}
 		line = "written to " + o.tokenFile
 	case len(token) > 0:
@@ -190,23 +190,23 @@ Ctrl-C stops it.
 	return nil
 }
 
-// writeToken puts the token, without a line end, where only this user reads it.
-// A file that is there is replaced, whatever its mode was.
-func writeToken(path string, token podvm.Secret) error {
+// replaceFile puts content where only this user reads it, whole or not at all. A
+// file or link that is there is replaced, whatever its mode was.
+func replaceFile(path string, content []byte) error {
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("writing the admin token: %w", err)
+		return err
 	}
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return fmt.Errorf("writing the admin token: %w", err)
+		return err
 	}
-	_, err = f.Write(token)
+	_, err = f.Write(content)
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(tmp, path)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("writing the admin token: %w", err), os.Remove(tmp))
+		return errors.Join(err, os.Remove(tmp))
 	}
 	return nil
 }

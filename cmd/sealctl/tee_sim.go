@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -132,7 +131,7 @@ func (o simOptions) announce(w io.Writer, sim *teesim.Simulator, m *teesim.Machi
 	if err != nil {
 		return fmt.Errorf("encoding the reference values: %w", err)
 	}
-	if err := os.WriteFile(at.ReferenceValues, append(values, '\n'), 0o600); err != nil {
+	if err := replaceFile(at.ReferenceValues, append(values, '\n')); err != nil {
 		return fmt.Errorf("writing the reference values: %w", err)
 	}
 	if o.asJSON {
