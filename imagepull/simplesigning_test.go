@@ -24,7 +24,7 @@ type gnupg struct {
 	public            []byte // armored
 }
 
-func newGnuPG(t *testing.T) *gnupg {
+func newGnuPG(t *testing.T, algorithm string) *gnupg {
 	t.Helper()
 	// The agent's socket is in here, and its path must be short.
 	home, err := os.MkdirTemp("", "gpg")
@@ -38,7 +38,7 @@ func newGnuPG(t *testing.T) *gnupg {
 			t.Error(err)
 		}
 	})
-	g.run(t, "gpg", "--quick-generate-key", "Acme <acme@example.com>", "rsa2048", "sign", "0")
+	g.run(t, "gpg", "--quick-generate-key", "Acme <acme@example.com>", algorithm, "sign", "0")
 	for _, line := range strings.Split(string(g.run(t, "gpg", "--with-colons", "--list-keys")), "\n") {
 		if f := strings.Split(line, ":"); f[0] == "fpr" && g.fingerprint == "" {
 			g.fingerprint = f[9]
@@ -77,7 +77,7 @@ func TestSkopeoSignatures(t *testing.T) {
 	m := newMachine(t)
 	host := registrytest.Debian(t)
 	m.deps.Config.Registries = &registry.Rules{Registry: []registry.Rule{{Prefix: host, Location: host, Insecure: true}}}
-	owner, other := newGnuPG(t), newGnuPG(t)
+	owner, other := newGnuPG(t, "rsa2048"), newGnuPG(t, "rsa2048")
 	dir := t.TempDir()
 	store, layout := filepath.Join(dir, "sigs"), filepath.Join(dir, "layout")
 	d := filepath.Join(dir, "registries.d")
@@ -173,6 +173,12 @@ func TestSkopeoSignatures(t *testing.T) {
 	pull("acme/app@"+one, policy.ErrRejected, "weak algorithm: SHA-1")
 	resign("--compress-algo", "none")
 	pull("acme/app@"+one, nil, "")
+	// A subkey, which gpg prefers, once the guest has been told.
+	owner.run(t, "gpg", "--quick-add-key", owner.fingerprint, "ed25519", "sign", "0")
+	resign()
+	pull("acme/app@"+one, policy.ErrRejected, "is by a key the rule asks for")
+	kbs["kbs:///default/gpg/acme"] = string(owner.run(t, "gpg", "--export"))
+	pull("acme/app@"+one, nil, "")
 	revoke := filepath.Join(owner.home, "openpgp-revocs.d", owner.fingerprint+".rev")
 	text, err := os.ReadFile(revoke)
 	if err != nil {
@@ -191,7 +197,7 @@ func TestSkopeoSignatures(t *testing.T) {
 func TestSkopeoDecidesAlike(t *testing.T) {
 	skopeo := testenv.Tool(t, "skopeo")
 	host := registrytest.Debian(t)
-	g := newGnuPG(t)
+	g := newGnuPG(t, "nistp256")
 	dir := t.TempDir()
 	file := func(name, text string) string {
 		t.Helper()
@@ -259,7 +265,7 @@ func TestSkopeoDecidesAlike(t *testing.T) {
 // TestLookasideOverHTTPS: the store has a certificate of the extra roots, and
 // whatever it answers is bounded.
 func TestLookasideOverHTTPS(t *testing.T) {
-	g := newGnuPG(t)
+	g := newGnuPG(t, "ed25519")
 	m := newMachine(t)
 	img := twoLayers(t)
 	digest := m.Push(t, "acme/app", "1", img)
@@ -321,7 +327,7 @@ func TestLookasideOverHTTPS(t *testing.T) {
 }
 
 func TestSignedByWithoutAStore(t *testing.T) {
-	key := string(newGnuPG(t).public)
+	key := string(newGnuPG(t, "rsa3072").public)
 	for conf, says := range map[string]string{
 		"":                   "sigstore_config names no lookaside for ",
 		"docker: {}":         "sigstore_config names no lookaside for ",

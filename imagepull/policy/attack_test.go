@@ -177,19 +177,3 @@ func FuzzPayload(f *testing.F) {
 		}
 	})
 }
-
-func BenchmarkCheck(b *testing.B) {
-	for _, kind := range []string{"P-256", "P-384", "RSA", "Ed25519"} {
-		b.Run(kind, func(b *testing.B) {
-			key := newKey(b, kind)
-			p := parsed(b, sigstore(`"keyData":`+j(key.pub)+`,"signedIdentity":{"type":"matchRepository"}`))
-			src := given(key.claim("quay.io/acme/app", digestA))
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := p.Check(b.Context(), testImage, src); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
-}
