@@ -80,8 +80,8 @@ func writeNV(t transport.TPM, by tpm2.AuthHandle, index tpm2.TPMHandle, data []b
 	return err
 }
 
-// readReport returns the HCL report.
-func readReport(t testing.TB, tpm transport.TPM) []byte {
+// readReport returns the HCL report, and calls between after each part of it.
+func readReport(t testing.TB, tpm transport.TPM, between ...func() error) []byte {
 	t.Helper()
 	name, err := nvName(tpm, hclIndex)
 	if err != nil {
@@ -97,6 +97,11 @@ func readReport(t testing.TB, tpm transport.TPM) []byte {
 			t.Fatal(err)
 		}
 		report = append(report, out.Data.Buffer...)
+		for _, f := range between {
+			if err := f(); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	return report
 }

@@ -137,24 +137,7 @@ func TestTheParavisorRests(t *testing.T) {
 func TestReadingOnDoesNotRenewTheReport(t *testing.T) {
 	m := boot(t, Options{})
 	g := dial(t, m)
-	name, err := nvName(g, hclIndex)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var report []byte
-	for len(report) < hclSize {
-		out, err := tpm2.NVRead{
-			AuthHandle: empty(tpm2.TPMRHOwner), NVIndex: tpm2.NamedHandle{Handle: hclIndex, Name: name},
-			Size: 1024, Offset: uint16(len(report)),
-		}.Execute(g)
-		if err != nil {
-			t.Fatal(err)
-		}
-		report = append(report, out.Data.Buffer...)
-		if err := writeReportData(g, []byte{1}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	report := readReport(t, g, func() error { return writeReportData(g, []byte{1}) })
 	h, err := azvtpm.ParseHCL(report)
 	if err != nil {
 		t.Fatal(err)
