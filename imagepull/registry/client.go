@@ -56,6 +56,7 @@ type Client struct {
 	base    *http.Transport
 	ranging ranging
 	helpers chan struct{} // one value per further connection in use
+	pages   sync.Pool     // of *[pageSize]byte
 
 	mu     sync.Mutex
 	logins map[string]*login
@@ -85,6 +86,7 @@ func NewClient(opts Options) (*Client, error) {
 	}
 	d := &dialer{Dialer: net.Dialer{Timeout: connectTimeout, KeepAlive: 15 * time.Second}, proxies: proxies}
 	c := &Client{opts: opts, ranging: defaultRanging, helpers: make(chan struct{}, maxHelpers), logins: map[string]*login{}}
+	c.pages.New = func() any { return new([pageSize]byte) }
 	c.base = &http.Transport{
 		Proxy:                  func(r *http.Request) (*url.URL, error) { return proxy(r.URL) },
 		OnProxyConnectResponse: checkProxy,

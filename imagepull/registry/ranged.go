@@ -17,16 +17,17 @@ type ranging struct {
 	first int64 // brought by one connection before the reader is looked at
 	run   int64 // and before it is looked at again
 	part  int64 // larger ones lose less time between requests
-	page  int64 // unit of memory
+	page  int64 // filled of each buffer, at most pageSize
 	pages int   // in memory at most, but for headPages
 	join  func(waited, passed time.Duration, bytes int64) int
 }
 
 var defaultRanging = ranging{
-	above: 64 << 20, first: 8 << 20, run: 64 << 20, part: 8 << 20, page: 256 << 10, pages: 60, join: joiners,
+	above: 64 << 20, first: 8 << 20, run: 64 << 20, part: 8 << 20, page: pageSize, pages: 60, join: joiners,
 }
 
 const (
+	pageSize        = 256 << 10
 	maxConnsPerBlob = 4
 	maxHelpers      = 8 // connections of a Client beyond the first of each blob
 	headPages       = 4 // that only the part being read may use
@@ -53,9 +54,9 @@ type ranged struct {
 	work    sync.WaitGroup
 	src     *source
 	conf    ranging
-	queue   chan *part // parts in order
-	free    chan []byte
-	head    chan []byte // free ones for the part being read, so that it never waits for later ones
+	queue   chan *part    // parts in order
+	free    chan struct{} // one value per page that may be filled
+	head    chan struct{} // the same for the part being read, so that it never waits for later ones
 
 	mu   sync.Mutex // orders taking and queueing
 	next int64      // offset of the first byte nobody has taken
@@ -81,10 +82,11 @@ type part struct {
 	err     error
 }
 
-// page is a buffer and the channel it goes back to.
+// page is a buffer, how much of it is filled, and where its end is reported.
 type page struct {
-	data []byte
-	home chan []byte
+	data *[pageSize]byte
+	n    int
+	home chan struct{}
 }
 
 // startRanged opens the first connection and begins to read ahead.
@@ -94,12 +96,12 @@ func startRanged(ctx context.Context, src *source) (io.ReadCloser, error) {
 		src: src, conf: conf,
 		// Each part in the queue has a page or somebody working on it.
 		queue: make(chan *part, conf.pages+headPages+maxConnsPerBlob),
-		free:  make(chan []byte, conf.pages),
-		head:  make(chan []byte, headPages),
+		free:  make(chan struct{}, conf.pages),
+		head:  make(chan struct{}, headPages),
 	}
-	for _, c := range []chan []byte{r.free, r.head} {
+	for _, c := range []chan struct{}{r.free, r.head} {
 		for range cap(c) {
-			c <- nil // made when it is first used
+			c <- struct{}{}
 		}
 	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
@@ -201,8 +203,7 @@ func (r *ranged) fill(p *part, sp *span) error {
 		if err != nil {
 			return err
 		}
-		n, err := io.ReadFull(sp, b.data[:min(r.conf.page, sp.end-sp.off)])
-		b.data = b.data[:n]
+		b.n, err = io.ReadFull(sp, b.data[:min(r.conf.page, sp.end-sp.off)])
 		p.pages <- b
 		if err != nil {
 			return err
@@ -219,22 +220,19 @@ func (r *ranged) fill(p *part, sp *span) error {
 func (r *ranged) take(p *part) (page, error) {
 	b := page{home: r.free}
 	select {
-	case b.data = <-r.free:
+	case <-r.free:
 	case <-r.crew.Done():
 		return b, context.Cause(r.crew)
 	case <-p.reading:
 		select {
-		case b.data = <-r.free:
-		case b.data = <-r.head:
+		case <-r.free:
+		case <-r.head:
 			b.home = r.head
 		case <-r.crew.Done():
 			return b, context.Cause(r.crew)
 		}
 	}
-	if b.data == nil {
-		b.data = make([]byte, r.conf.page)
-	}
-	b.data = b.data[:r.conf.page]
+	b.data = r.src.repo.client.pages.Get().(*[pageSize]byte)
 	return b, nil
 }
 
@@ -263,8 +261,9 @@ func (r *ranged) Read(p []byte) (int, error) {
 
 // turn gets the next page, and comes to the next part first if it must.
 func (r *ranged) turn() error {
-	if r.page.home != nil {
-		r.page.home <- r.page.data // where it came from, so there is room
+	if r.page.data != nil {
+		r.src.repo.client.pages.Put(r.page.data)
+		r.page.home <- struct{}{} // where it was taken from, so there is room
 		r.page = page{}
 	}
 	if r.cur == nil {
@@ -280,7 +279,7 @@ func (r *ranged) turn() error {
 	case err != nil:
 		return err
 	case ok:
-		r.page, r.unread = b, b.data
+		r.page, r.unread = b, b.data[:b.n]
 	case r.cur.err != nil:
 		return r.cur.err
 	default:
