@@ -20,7 +20,7 @@ import (
 const (
 	connectTimeout = 10 * time.Second // TCP, and again TLS
 	headerTimeout  = 30 * time.Second // request sent to response headers
-	stallTimeout   = 30 * time.Second // between two reads of a body
+	stallTimeout   = 30 * time.Second // for the next 16 KiB of a body
 	maxStalls      = 4                // stallTimeouts until headers are there, with redirects and logins on the way
 	maxHeader      = 64 << 10         // bytes of response headers
 	readBuffer     = 64 << 10         // bytes per connection
@@ -45,8 +45,9 @@ type Options struct {
 	// Backoff is the longest wait before the second try, doubled for each
 	// further one; 0 means 500 ms. Tests shorten it.
 	Backoff time.Duration
-	// Stall replaces the 30 s limits for headers and between reads of a body
-	// when it is not 0. Tests shorten it.
+	// Stall, when it is not 0, replaces the limits of 10 s for connecting and
+	// for TLS, and of 30 s for headers and for 16 KiB of a body. Tests shorten
+	// it.
 	Stall time.Duration
 }
 
@@ -70,11 +71,11 @@ func NewClient(opts Options) (*Client, error) {
 	if opts.Backoff == 0 {
 		opts.Backoff = 500 * time.Millisecond
 	}
-	header := headerTimeout
+	connect, header := connectTimeout, headerTimeout
 	if opts.Stall == 0 {
 		opts.Stall = stallTimeout
 	} else {
-		header = opts.Stall
+		connect, header = opts.Stall, opts.Stall
 	}
 	roots, err := rootPool(opts.Roots)
 	if err != nil {
@@ -84,7 +85,7 @@ func NewClient(opts Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &dialer{Dialer: net.Dialer{Timeout: connectTimeout, KeepAlive: 15 * time.Second}, proxies: proxies}
+	d := &dialer{Dialer: net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}, proxies: proxies}
 	c := &Client{opts: opts, ranging: defaultRanging, helpers: make(chan struct{}, maxHelpers), logins: map[string]*login{}}
 	c.pages.New = func() any { return new([pageSize]byte) }
 	c.base = &http.Transport{
@@ -92,7 +93,7 @@ func NewClient(opts Options) (*Client, error) {
 		OnProxyConnectResponse: checkProxy,
 		DialContext:            d.dial,
 		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:    connectTimeout,
+		TLSHandshakeTimeout:    connect,
 		ResponseHeaderTimeout:  header,
 		ExpectContinueTimeout:  time.Second,
 		IdleConnTimeout:        30 * time.Second,

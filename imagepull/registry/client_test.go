@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -160,40 +162,145 @@ func TestBackoffDoublesAndStaysBelowItsLimit(t *testing.T) {
 	}
 }
 
-func TestForeignLayerComesFromItsURLWithoutCredentials(t *testing.T) {
+// TestForeignLayer: the registry is asked first, then the https URLs of the
+// descriptor, without credentials, and no redirect leads to plain HTTP.
+func TestForeignLayer(t *testing.T) {
 	blob := []byte("foreign layer")
-	asked := make(chan string, 4)
+	plain := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("asked over plain HTTP") }))
+	t.Cleanup(plain.Close)
 	other := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked <- r.Header.Get("Authorization")
-		_, _ = w.Write(blob)
+		if a := r.Header.Get("Authorization"); a != "" {
+			t.Errorf("the URL was asked with %q", a)
+		}
+		switch r.URL.Path {
+		case "/moved":
+			http.Redirect(w, r, "/blob", http.StatusFound)
+		case "/plain":
+			http.Redirect(w, r, plain.URL, http.StatusFound)
+		case "/blob":
+			_, _ = w.Write(blob)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+		}
 	}))
 	t.Cleanup(other.Close)
-	s := registrytest.New(t)
-	r := newRepository(t, s, "a:1")
-	r.anonymous = other.Client()
-	d := Descriptor{Digest: registrytest.Digest(blob), Size: int64(len(blob)), URLs: []string{"http://plain.test/x", "%", other.URL}}
-	for mediaType, found := range map[string]bool{
-		"application/vnd.oci.image.layer.nondistributable.v1.tar": true,
-		"application/vnd.docker.image.rootfs.foreign.diff.tar":    true,
-		"application/vnd.oci.image.layer.v1.tar":                  false,
+	s := registrytest.NewTLS(t)
+	s.Hook(func(w http.ResponseWriter, r *http.Request) bool {
+		if u, p, _ := r.BasicAuth(); u == user && p == password {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", "Basic")
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	c := client(t, func(o *Options) { o.Roots = []string{caOf(s.Server), caOf(other)} })
+	ref, _ := ParseReference(s.Host + "/a:1")
+	repo, err := c.Open(t.Context(), Candidate{Reference: ref}, alice)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+	for name, tt := range map[string]struct {
+		mediaType string
+		urls      []string
+		err       error
+	}{
+		"OCI":                     {"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", []string{other.URL + "/blob"}, nil},
+		"docker":                  {foreign, []string{other.URL + "/blob"}, nil},
+		"only https URLs":         {foreign, []string{"http://plain.test/x", "%", "file:///x", "https://a:b@x.test/", plain.URL, other.URL + "/blob"}, nil},
+		"first that works":        {foreign, []string{other.URL + "/gone", other.URL + "/blob"}, nil},
+		"redirected":              {foreign, []string{other.URL + "/moved"}, nil},
+		"redirected to http":      {foreign, []string{other.URL + "/plain"}, errRedirect},
+		"nowhere":                 {foreign, []string{other.URL + "/gone"}, ErrNotFound},
+		"no URLs":                 {foreign, nil, ErrNotFound},
+		"ordinary layer has none": {registrytest.GzipType, []string{other.URL + "/blob"}, ErrNotFound},
 	} {
-		d.MediaType = mediaType
-		body, err := r.Blob(t.Context(), d)
-		if !found {
-			if !errors.Is(err, ErrNotFound) {
-				t.Errorf("%s: %v", mediaType, err)
+		t.Run(name, func(t *testing.T) {
+			d := Descriptor{MediaType: tt.mediaType, Digest: registrytest.Digest(blob), Size: int64(len(blob)), URLs: tt.urls}
+			body, err := repo.Blob(t.Context(), d)
+			if !errors.Is(err, tt.err) {
+				t.Fatalf("%v, want %v", err, tt.err)
 			}
-			continue
+			if err != nil {
+				return
+			}
+			defer body.Close()
+			if got, err := io.ReadAll(body); err != nil || string(got) != string(blob) {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+	here := registrytest.Descriptor(foreign, blob)
+	s.PutBlob(t, "a", blob)
+	d := Descriptor{MediaType: foreign, Digest: here["digest"].(string), Size: int64(len(blob)), URLs: []string{"https://never.test/"}}
+	body, err := repo.Blob(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body.Close()
+}
+
+// TestWhatIsTriedAgain: what may pass is tried five times, the rest once.
+func TestWhatIsTriedAgain(t *testing.T) {
+	s := registrytest.New(t)
+	repo := newRepository(t, s, "a:1")
+	for code, tries := range map[int]int{
+		408: maxTries, 429: maxTries, 500: maxTries, 502: maxTries, 503: maxTries, 504: maxTries,
+		400: 1, 401: 1, 403: 1, 404: 1, 405: 1, 410: 1, 451: 1,
+	} {
+		s.Hook(func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(code)
+			return true
+		})
+		before := s.Seen("/manifests/")
+		if _, err := repo.Resolve(t.Context()); err == nil || s.Seen("/manifests/")-before != tries {
+			t.Errorf("%d: %d tries, %v", code, s.Seen("/manifests/")-before, err)
 		}
-		if err != nil {
-			t.Fatalf("%s: %v", mediaType, err)
-		}
-		got, err := io.ReadAll(body)
-		if err != nil || string(got) != string(blob) || <-asked != "" {
-			t.Errorf("%s: %q, %v", mediaType, got, err)
-		}
-		if err := body.Close(); err != nil {
-			t.Error(err)
-		}
+	}
+}
+
+// TestPeerThatOnlyTakesConnections never finishes TLS.
+func TestPeerThatOnlyTakesConnections(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // connections nobody accepts are the kernel's
+	c := client(t, func(o *Options) { o.Stall = 20 * time.Millisecond })
+	ref, _ := ParseReference(l.Addr().String() + "/a:1")
+	_, err = c.Open(t.Context(), Candidate{Reference: ref}, Credentials{})
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(podvm.Cause(err), "no answer in time; check the network and the proxy") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestUnreachableRegistriesAreToldApart(t *testing.T) {
+	plain := registrytest.New(t)
+	secure := registrytest.NewTLS(t)
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	gone := registrytest.New(t)
+	gone.Close()
+	for name, tt := range map[string]struct {
+		host     string
+		insecure bool
+		cause    string
+	}{
+		"nobody listens":          {gone.Host, true, "registry " + gone.Host + " is unreachable: the connection was refused; check host and port"},
+		"no such name":            {"registry.invalid", true, "registry registry.invalid is unreachable: its name does not resolve"},
+		"plain, secure expected":  {plain.Host, false, "speaks plain HTTP; mark it insecure in the registry configuration"},
+		"secure, plain expected":  {secure.Host, true, "answered 400 Bad Request; it is marked insecure, does it want HTTPS?"},
+		"certificate of no trust": {secure.Host, false, "the certificate of registry " + secure.Host + " is not trusted; add its CA to extra_root_certificates"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ref, _ := ParseReference(tt.host + "/team/a:1")
+			repo, err := client(t, nil).Open(t.Context(), Candidate{Reference: ref, Insecure: tt.insecure}, Credentials{})
+			if err == nil {
+				_, err = repo.Resolve(t.Context())
+			}
+			if !errors.Is(err, ErrUnavailable) || !strings.Contains(podvm.Cause(err), tt.cause) || !strings.Contains(podvm.Cause(err), tt.host+"/team/a") {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 }

@@ -32,6 +32,7 @@ var (
 // statusError is an HTTP answer other than success.
 type statusError struct {
 	code   int
+	plain  bool   // came over plain HTTP
 	detail string // the registry's own words, printable; for the log only
 }
 
@@ -66,7 +67,7 @@ const maxErrorBody = 8 << 10
 // own words if there are some. The caller closes the body.
 // Source: OCI distribution-spec v1.1 section "Error Codes".
 func statusOf(resp *http.Response) error {
-	e := &statusError{code: resp.StatusCode}
+	e := &statusError{code: resp.StatusCode, plain: resp.Request.URL.Scheme == "http"}
 	raw, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	var doc struct {
 		Errors []struct {
@@ -147,6 +148,8 @@ func reason(err error, peer, what string) (text string, unavailable bool) {
 		return fmt.Sprintf("%s: not found in %s; check the name and the tag", what, peer), false
 	case errors.As(err, &status) && status.code == http.StatusTooManyRequests:
 		return fmt.Sprintf("%s: %s answered 429 Too Many Requests; log in, use a mirror or wait", what, peer), true
+	case errors.As(err, &status) && status.code == http.StatusBadRequest && status.plain:
+		return fmt.Sprintf("%s: %s answered 400 Bad Request; it is marked insecure, does it want HTTPS?", what, peer), true
 	case errors.As(err, &status):
 		return fmt.Sprintf("%s: %s answered %d %s", what, peer, status.code, http.StatusText(status.code)), true
 	case errors.Is(err, ErrDigest):
