@@ -220,12 +220,13 @@ func covers(prefix string, ref Reference) (int, bool) {
 func rewrite(ref Reference, matched int, location string, insecure bool) (Candidate, error) {
 	text := location + ref.String()[matched:]
 	out, err := ParseReference(text)
-	if err == nil && out.Registry != hubAlias(hostOf(location)) {
+	if err == nil && hubAlias(out.Registry) != hubAlias(hostOf(location)) {
 		// "host:tag" without a path would be read as a name on Docker Hub.
 		err = fmt.Errorf("%w: no repository is left", ErrReference)
 	}
 	if err != nil {
-		return Candidate{}, fmt.Errorf("%w: %s becomes %s: %w", ErrRules, ref, podvm.Printable(text, 256), err)
+		err = fmt.Errorf("%w: %s becomes %s: %w", ErrRules, ref, podvm.Printable(text, 256), err)
+		return Candidate{}, podvm.Explain(err, fmt.Sprintf("by the registry configuration %s becomes %s, which is no image", ref, podvm.Printable(text, 256)))
 	}
 	return Candidate{Reference: out, Insecure: insecure}, nil
 }

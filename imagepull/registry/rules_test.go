@@ -2,9 +2,12 @@ package registry
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/sealpod/sealpod/podvm"
 )
 
 func candidates(t testing.TB, r *Rules, text string) ([]string, error) {
@@ -81,6 +84,35 @@ func TestCandidates(t *testing.T) {
 			rules: "unqualified-search-registries=['quay.io','docker.io']\n[[registry]]\nprefix='quay.io'\nblocked=true",
 			image: "nginx:1", want: []string{"docker.io/library/nginx:1"},
 		},
+		"mirrors of Docker Hub keep library": {
+			rules: "[[registry]]\nprefix='docker.io'\n[[registry.mirror]]\nlocation='mirror.test'\n[[registry.mirror]]\nlocation='registry-1.docker.io'", image: "nginx:1",
+			want: []string{"mirror.test/library/nginx:1", "registry-1.docker.io/library/nginx:1", "docker.io/library/nginx:1"},
+		},
+		"search list also for a written-out Docker Hub": {
+			rules: "unqualified-search-registries=['quay.io']", image: "docker.io/team/app:1", want: []string{"quay.io/team/app:1"},
+		},
+		"search list is for nothing else": {
+			rules: "unqualified-search-registries=['quay.io']", image: "ghcr.io/team/app:1", want: []string{"ghcr.io/team/app:1"},
+		},
+		"each of the search list has its rule": {
+			rules: "unqualified-search-registries=['quay.io','docker.io']\n[[registry]]\nprefix='docker.io'\nlocation='hub.test'", image: "team/app:1",
+			want: []string{"quay.io/team/app:1", "hub.test/team/app:1"},
+		},
+		"rewriting is not repeated": {
+			rules: "[[registry]]\nprefix='a.test'\nlocation='b.test'\n[[registry]]\nprefix='b.test'\nlocation='a.test'", image: "a.test/x:1", want: []string{"b.test/x:1"},
+		},
+		"longest wildcard wins": {
+			rules: "[[registry]]\nprefix='*.test'\nlocation='short.x'\n[[registry]]\nprefix='*.corp.test'\nlocation='long.x'", image: "a.corp.test/x:1", want: []string{"long.x/x:1"},
+		},
+		"wildcard keeps the path": {
+			rules: "[[registry]]\nprefix='*.corp.test'\nlocation='m.test/sub'", image: "a.corp.test/x/y@" + digest1, want: []string{"m.test/sub/x/y@" + digest1},
+		},
+		"mirrors of a wildcard": {
+			rules: "[[registry]]\nprefix='*.corp.test'\nlocation='o.test'\n[[registry.mirror]]\nlocation='m.test'\ninsecure=true", image: "a.corp.test/x:1", want: []string{"http m.test/x:1", "o.test/x:1"},
+		},
+		"a blocked rule has no mirrors": {
+			rules: "[[registry]]\nprefix='quay.io'\nblocked=true\n[[registry.mirror]]\nlocation='m.test'", image: "quay.io/a:1", err: ErrBlocked,
+		},
 		"empty search list": {rules: "unqualified-search-registries=[]", image: "nginx:1", err: ErrBlocked},
 		"rewrite that is no reference": {
 			rules: "[[registry]]\nprefix='quay.io/a'\nlocation='m.test'", image: "quay.io/a:1", err: ErrRules,
@@ -100,6 +132,26 @@ func TestCandidates(t *testing.T) {
 				t.Error(d)
 			}
 		})
+	}
+}
+
+// TestRefusalsSayWhichRule is at work, and name what it was about.
+func TestRefusalsSayWhichRule(t *testing.T) {
+	for text, want := range map[string]string{
+		"[[registry]]\nprefix='quay.io'\nblocked=true":        "image quay.io/a:1 is blocked by registry rule",
+		"[[registry]]\nprefix='quay.io/a'\nlocation='m.test'": "quay.io/a:1 becomes m.test:1, which is no image",
+	} {
+		rules, _, err := ParseRules([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = candidates(t, rules, "quay.io/a:1")
+		if got := podvm.Cause(err); !strings.Contains(got, want) {
+			t.Errorf("cause %q lacks %q", got, want)
+		}
+	}
+	if _, err := candidates(t, &Rules{UnqualifiedSearch: []string{}}, "nginx"); !strings.Contains(podvm.Cause(err), "unqualified-search-registries is empty") {
+		t.Errorf("%v", err)
 	}
 }
 
