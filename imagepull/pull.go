@@ -33,17 +33,24 @@ const maxUnwraps = 8
 // Errors carry a podvm.Cause that starts with "Failed to pull image". Their
 // chain holds the sentinels of packages registry, policy, layer and store.
 func (p *Puller) Pull(ctx context.Context, image, bundleDir string) (string, error) {
-	start := time.Now()
 	log := p.deps.Log.With("image", podvm.Printable(image, 512))
-	digest, err := p.pull(ctx, log, image, bundleDir)
-	if err != nil {
-		return "", failure(image, err)
+	progress := newProgress(image)
+	if p.deps.Observer != nil {
+		p.deps.Observer.PullBegins(progress)
 	}
-	log.Info("Image pulled", "digest", digest, "dur", time.Since(start))
-	return digest, nil
+	digest, err := p.pull(ctx, log, progress, image, bundleDir)
+	if err != nil {
+		err = failure(image, err)
+	}
+	progress.end()
+	if p.deps.Observer != nil {
+		p.deps.Observer.PullEnds(progress, err)
+	}
+	progress.summarize(log, err)
+	return digest, err
 }
 
-func (p *Puller) pull(ctx context.Context, log *slog.Logger, image, bundleDir string) (string, error) {
+func (p *Puller) pull(ctx context.Context, log *slog.Logger, progress *Progress, image, bundleDir string) (string, error) {
 	ref, err := registry.ParseReference(image)
 	if err != nil {
 		return "", err
@@ -62,7 +69,8 @@ func (p *Puller) pull(ctx context.Context, log *slog.Logger, image, bundleDir st
 	}
 	var failed attempts
 	for _, c := range candidates {
-		one := &pulling{Puller: p, set: set, store: st, bundle: bundleDir, log: log.With("from", c.Reference.String())}
+		progress.at(c.Reference.String())
+		one := &pulling{Puller: p, progress: progress, set: set, store: st, bundle: bundleDir, log: log.With("from", c.Reference.String())}
 		digest, err := one.run(ctx, c)
 		if err == nil {
 			return digest, nil
@@ -81,20 +89,23 @@ func (p *Puller) pull(ctx context.Context, log *slog.Logger, image, bundleDir st
 // pulling is one attempt to pull an image from one place.
 type pulling struct {
 	*Puller
-	set    *settings
-	store  *store.Store
-	bundle string
-	log    *slog.Logger
-	repo   *registry.Repository
-	space  space
+	progress *Progress
+	set      *settings
+	store    *store.Store
+	bundle   string
+	log      *slog.Logger
+	repo     *registry.Repository
+	space    space
 }
 
 // run is the pipeline.
 func (p *pulling) run(ctx context.Context, c registry.Candidate) (_ string, err error) {
+	p.progress.enter(PhaseResolve)
 	img, err := p.resolve(ctx, c)
 	if err != nil {
 		return "", err
 	}
+	p.progress.enter(PhasePolicy)
 	if err := p.checkPolicy(ctx, img); err != nil {
 		return "", err
 	}
@@ -102,16 +113,20 @@ func (p *pulling) run(ctx context.Context, c registry.Candidate) (_ string, err 
 	defer func() { err = errors.Join(err, lease.Release()) }()
 	layers := layersOf(img)
 	defer layers.wipe()
+	p.progress.plan(p.store, img.Digest, layers)
 	if err := p.checkSpace(layers); err != nil {
 		return "", err
 	}
 	defer func() { err = p.space.explain(err) }()
+	p.progress.enter(PhaseKeys)
 	if err := p.unwrapKeys(ctx, layers); err != nil {
 		return "", err
 	}
+	p.progress.enter(PhaseLayers)
 	if err := p.applyLayers(ctx, lease, layers); err != nil {
 		return "", err
 	}
+	p.progress.enter(PhaseMount)
 	if err := p.assemble(ctx, lease, img, layers); err != nil {
 		return "", err
 	}
@@ -280,6 +295,7 @@ func (p *pulling) applyLayers(ctx context.Context, lease *store.Lease, layers pu
 			if err != nil {
 				return explainLayer(err, l.spec.Digest)
 			}
+			p.progress.layerDone(l.id, cached)
 			p.log.Info("Layer ready", "layer", l.spec.Digest, "cached", cached, "encrypted", l.key != nil,
 				"bytes", stats.BlobBytes, "unpacked", stats.Bytes, "dur", time.Since(start))
 			return nil
@@ -304,7 +320,7 @@ func (p *pulling) fetch(ctx context.Context, l *pullLayer, dir string) (_ layer.
 	if err != nil {
 		return layer.Stats{}, err
 	}
-	return layer.Apply(ctx, blob, l.spec, key, dir, layer.Options{Mode: p.store.Mode(), Room: room, Log: p.log})
+	return layer.Apply(ctx, p.progress.counted(l.id, blob), l.spec, key, dir, layer.Options{Mode: p.store.Mode(), Room: room, Log: p.log})
 }
 
 // assemble makes the bundle. Writing config.json is the last thing that can

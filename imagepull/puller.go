@@ -32,6 +32,7 @@ type Deps struct {
 	Config       Config
 	Resources    Resources    // nil: kbs:// URIs fail
 	KeyUnwrapper KeyUnwrapper // nil: encrypted layers fail
+	Observer     Observer     // nil: nobody watches
 	Log          *slog.Logger // nil: slog.Default
 	Host         podvm.Host
 	// Plain makes rootfs a merged directory even where an overlay mount is
