@@ -57,7 +57,7 @@ type Progress struct {
 	mu      sync.Mutex
 	now     Status // without what Status computes
 	since   time.Time
-	elapsed time.Duration // at the end
+	elapsed time.Duration      // at the end
 	planned map[store.ID]int64 // bytes of layers to be fetched, not begun with
 }
 

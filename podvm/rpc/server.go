@@ -85,6 +85,16 @@ func RemoveStale(ctx context.Context, path string) error {
 // and returns a listener. The socket appears under its name only once it
 // accepts connections. A file at path that is not a socket is an error.
 func Listen(ctx context.Context, path string) (net.Listener, error) {
+	return listen(ctx, path, 0)
+}
+
+// ListenPrivate is Listen for a socket of mode 0600.
+func ListenPrivate(ctx context.Context, path string) (net.Listener, error) {
+	return listen(ctx, path, 0o600)
+}
+
+// listen leaves the mode to the umask if it is 0.
+func listen(ctx context.Context, path string, mode fs.FileMode) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("creating the socket directory: %w", err)
 	}
@@ -101,7 +111,13 @@ func Listen(ctx context.Context, path string) (net.Listener, error) {
 		return nil, fmt.Errorf("listening on %s: %w", path, err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	mine, err := os.Lstat(tmp)
+	if mode != 0 {
+		err = os.Chmod(tmp, mode)
+	}
+	var mine fs.FileInfo
+	if err == nil {
+		mine, err = os.Lstat(tmp)
+	}
 	if err == nil {
 		err = os.Rename(tmp, path)
 	}

@@ -1,0 +1,55 @@
+package metrics
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestText(t *testing.T) {
+	s := New("sealpod")
+	plain := s.Counter("b_total", "Things.")
+	labelled := s.Counter("a_bytes_total", "Bytes by what.", "what", "how")
+	s.Gauge("c", "Now.", func() float64 { return 1.5 })
+	plain.Add(1 << 40)
+	labelled.Add(2, "x", `q"uo\te`+"\n\xff")
+	labelled.Inc("x")
+	_, got, _ := strings.Cut(s.Text(), "# HELP a_")
+	want := `bytes_total Bytes by what.
+# TYPE a_bytes_total counter
+a_bytes_total{what="x",how=""} 1
+a_bytes_total{what="x",how="q\"uo\\te\n?"} 2
+# HELP b_total Things.
+# TYPE b_total counter
+b_total 1099511627776
+# HELP c Now.
+# TYPE c gauge
+c 1.5
+`
+	if got, _, _ = strings.Cut(got, "# HELP sealpod_build_info"); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	if !strings.Contains(s.Text(), "sealpod_build_info{version=") {
+		t.Error("no version")
+	}
+}
+
+// Values that a stranger chooses do not make series without end.
+func TestSeriesAreBounded(t *testing.T) {
+	s := New("sealpod")
+	c := s.Counter("n_total", "Things.", "a", "b")
+	for i := range 100_000 {
+		c.Inc(fmt.Sprint(i), "x")
+	}
+	text := s.Text()
+	if n := strings.Count(text, "n_total{"); n != MaxSeries+1 {
+		t.Errorf("%d series", n)
+	}
+	if !strings.Contains(text, fmt.Sprintf(`n_total{a="other",b="other"} %d`, 100_000-MaxSeries)) {
+		t.Error("what is beyond is not counted")
+	}
+}
