@@ -171,9 +171,10 @@ func changes(t testing.TB) [][]byte {
 			{Typeflag: tar.TypeDir, Name: "./", Mode: 0o711, Uid: 1, Gid: 2},
 		},
 		{
-			dir("app/", 0o705, 1002), file("app/.wh.type", 0), file("app/again", 0o640), link(tar.TypeLink, "app/twin", "app/again"),
-			dir("etc/", 0o755, 0), dir("usr/", 0o755, 0), dir("usr/share/", 0o755, 0), dir("usr/share/doc/", 0o755, 0), file("usr/share/doc/README", 0o644), file("etc/motd", 0o644),
-			{Name: "app/deep", Mode: 0o644, Uid: 70000, Gid: 3000000},
+			// No entry for the directories these are in.
+			file("app/.wh.type", 0), file("app/again", 0o640), link(tar.TypeLink, "app/twin", "app/again"),
+			dir("usr/share/doc/", 0o755, 0), file("usr/share/doc/README", 0o644), file("etc/motd", 0o644), file("tmp/f", 0o600), file("var/cache/f", 0o600),
+			{Name: "app/" + strings.Repeat("d/", 30) + "deep", Mode: 0o644, Uid: 70000, Gid: 3000000},
 		},
 	}
 	var tars [][]byte
@@ -261,6 +262,10 @@ func zst(t testing.TB, raw []byte) []byte {
 	return w.EncodeAll(raw, nil)
 }
 
+// implied are directories for which the last of the changes has no entry. Umoci
+// leaves them the time at which it makes something in them.
+var implied = map[string]bool{"app": true, "tmp": true, "var/cache": true, "etc": true}
+
 // describe lists a tree, a line for each name and one for each group of hard
 // links. Sizes of directories belong to the file system and are left out.
 func describe(t testing.TB, root string) []string {
@@ -283,7 +288,10 @@ func describe(t testing.TB, root string) []string {
 		if err != nil {
 			return err
 		}
-		line := fmt.Sprintf("%s %v %o %d:%d @%d.%d", rel, info.Mode(), st.Mode, st.Uid, st.Gid, st.Mtim.Sec, st.Mtim.Nsec)
+		line := fmt.Sprintf("%s %v %o %d:%d", rel, info.Mode(), st.Mode, st.Uid, st.Gid)
+		if !implied[rel] && !strings.HasPrefix(rel, "app/d") {
+			line += fmt.Sprintf(" @%d.%d", st.Mtim.Sec, st.Mtim.Nsec)
+		}
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
 			sum, err := sumOf(path)

@@ -211,7 +211,7 @@ func TestManyLayers(t *testing.T) {
 	inBothModes(t, func(t *testing.T, m *machine) {
 		var layers []registrytest.Layer
 		want := map[string]string{}
-		for i := range 130 {
+		for i := range 200 {
 			n := strconv.Itoa(i)
 			layers = append(layers, registrytest.Files(t, map[string]string{"f" + n: n, "last": n}))
 			want["f"+n] = n

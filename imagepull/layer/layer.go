@@ -85,7 +85,23 @@ func RootEntry(dir string) (st unix.Stat_t, described bool, err error) {
 	if err := unix.Lstat(dir, &st); err != nil {
 		return st, false, fmt.Errorf("examining the layer root: %w", err)
 	}
-	return st, untar.IsRootEntry(st), nil
+	return st, untar.IsDescribed(st), nil
+}
+
+// IsDescribed reports whether st, the state of a directory in a layer that Apply
+// made, is what the layer's tar says of it. Otherwise the tar only has something
+// in it, and what it is is for the layers below to say.
+func IsDescribed(st unix.Stat_t) bool { return untar.IsDescribed(st) }
+
+// HasImplied reports whether a layer that Apply made in Overlay mode has
+// directories, other than its root, that its tar does not describe.
+func HasImplied(dir string) (bool, error) {
+	var b [1]byte
+	_, err := unix.Lgetxattr(dir, untar.ImpliedXattr, b[:])
+	if errors.Is(err, unix.ENODATA) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // Options bounds and shapes Apply. The zero value unpacks for overlayfs with

@@ -65,13 +65,18 @@ func (m *merger) layer(layer, dst string) (err error) {
 	}
 	defer func() { err = errors.Join(err, to.Close()) }()
 	m.root = int(to.Fd())
-	return m.dir(from, to, "", mergeDepth)
+	return m.dir(from, to, "", true, mergeDepth)
 }
 
-// dir merges the directory from over to; path is to's from dst.
-func (m *merger) dir(from, to *os.File, path string, depth int) error {
+// dir merges the directory from over to; path is to's from dst, and merged says
+// that a lower layer has it too.
+func (m *merger) dir(from, to *os.File, path string, merged bool, depth int) error {
 	if depth == 0 {
 		return fmt.Errorf("%w: %.64q is nested too deeply", ErrTooLarge, path)
+	}
+	var before unix.Stat_t
+	if err := unix.Fstat(int(to.Fd()), &before); err != nil {
+		return err
 	}
 	// Whiteouts speak of lower layers only, whatever order names come in.
 	if err := eachName(from, func(name string) error { return m.hide(to, name) }); err != nil {
@@ -99,8 +104,8 @@ func (m *merger) dir(from, to *os.File, path string, depth int) error {
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
 		return err
 	}
-	if path == "" && !untar.IsRootEntry(st) {
-		return nil // this layer says nothing of the root
+	if merged && !untar.IsDescribed(st) { // this layer says nothing of it
+		return unix.UtimesNanoAt(int(to.Fd()), ".", []unix.Timespec{before.Atim, before.Mtim}, 0)
 	}
 	if err := copyXattrs(from, to); err != nil {
 		return err
@@ -180,12 +185,14 @@ func (m *merger) entry(from, to *os.File, path, name string, depth int) error {
 }
 
 func (m *merger) subdir(from, to *os.File, path, name string, depth int) (err error) {
+	merged := false
 	if err := unix.Mkdirat(int(to.Fd()), name, 0o700); errors.Is(err, unix.EEXIST) {
 		var old unix.Stat_t
 		if err := unix.Fstatat(int(to.Fd()), name, &old, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return err
 		}
-		if old.Mode&unix.S_IFMT != unix.S_IFDIR {
+		merged = old.Mode&unix.S_IFMT == unix.S_IFDIR
+		if !merged {
 			if err := errors.Join(removeAt(to, name), unix.Mkdirat(int(to.Fd()), name, 0o700)); err != nil {
 				return err
 			}
@@ -203,5 +210,5 @@ func (m *merger) subdir(from, to *os.File, path, name string, depth int) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
-	return m.dir(src, dst, path, depth-1)
+	return m.dir(src, dst, path, merged, depth-1)
 }

@@ -126,6 +126,10 @@ func TestMerge(t *testing.T) {
 			},
 			want: []string{"d 3777 d @1300", "- 4711 d/f 1 user.x=f @1100", "- 444 d/g 2 user.x=g @1400", "d 711 e user.x=e @1200", "- 755 e/x 1"},
 		},
+		"directories of which nothing is said stay what they were": {
+			layers: [][]any{{at(h("tmp/"), 0o1777, 1300, "x"), ""}, {h("tmp/f"), "2", h("new/f"), "2"}, {h("tmp/g"), "3"}},
+			want:   []string{"d 755 new", "- 755 new/f 2", "d 1777 tmp user.x=x @1300", "- 755 tmp/f 2", "- 755 tmp/g 3"},
+		},
 		"whiteouts remove files and trees of lower layers": {
 			layers: [][]any{{h("a"), "1", h("d/e/f"), "1", h("k"), "1"}, {h(".wh.a"), "", h(".wh.d"), "", h(".wh.nothing"), ""}},
 			want:   []string{"- 755 k 1"},
@@ -163,7 +167,7 @@ func TestMerge(t *testing.T) {
 		"fifos": {layers: [][]any{{link(tar.TypeFifo, "p", ""), ""}}, want: []string{"p 755 p"}},
 		"files without permissions, owner may still read": {
 			layers: [][]any{{at(h("shadow"), 0o4000, 1500000000, ""), "1", at(h("d/"), 0o111, 1500000000, ""), "", h("d/f"), "1"}, {h("d/g"), "2"}},
-			want:   []string{"d 755 d", "- 755 d/f 1", "- 755 d/g 2", "- 4400 shadow 1"},
+			want:   []string{"d 711 d", "- 755 d/f 1", "- 755 d/g 2", "- 4400 shadow 1"},
 		},
 	}
 	for n, tt := range tests {

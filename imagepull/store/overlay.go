@@ -98,6 +98,9 @@ func (l *Lease) mount(target string, layers []string) error {
 		return fmt.Errorf("mounting %d layers on %s: %w", len(layers), target, err)
 	}
 	l.undo = append(l.undo, func() error { return unmount(target) })
+	if err := inherit(target, layers); err != nil {
+		return fmt.Errorf("finding what directories are: %w", err)
+	}
 	return nil
 }
 
@@ -146,7 +149,7 @@ func link(dir string, layers []string) ([]string, error) {
 	return names, nil
 }
 
-// copyRoot gives upper mode, owner and times of the topmost layer root that its
+// copyRoot gives upper the attributes of the topmost layer root that its
 // layer describes: what a mount shows as its root is the upper directory.
 func copyRoot(upper string, layers []string) error {
 	for _, path := range slices.Backward(layers) {
@@ -157,14 +160,8 @@ func copyRoot(upper string, layers []string) error {
 		if !described {
 			continue
 		}
-		if err := unix.Chown(upper, int(st.Uid), int(st.Gid)); err != nil {
-			return fmt.Errorf("setting the owner of the root: %w", err)
-		}
-		if err := unix.Chmod(upper, st.Mode&0o7777); err != nil {
-			return fmt.Errorf("setting the mode of the root: %w", err)
-		}
-		if err := unix.UtimesNano(upper, []unix.Timespec{st.Atim, st.Mtim}); err != nil {
-			return fmt.Errorf("setting the times of the root: %w", err)
+		if err := copyDir(path, upper, st); err != nil {
+			return fmt.Errorf("describing the root: %w", err)
 		}
 		return nil
 	}

@@ -236,7 +236,7 @@ func TestSizesAreCapped(t *testing.T) {
 
 func TestRememberedDirectoriesAreCapped(t *testing.T) {
 	onceIsEnough(t)
-	x := &extractor{dirs: map[string]attrs{}}
+	x := &extractor{tree: &tree{dirs: map[string]attrs{}}}
 	long := strings.Repeat("d", 4000)
 	for range maxNoted / 4000 {
 		if err := x.noteDir(long, attrs{}); err != nil {

@@ -14,6 +14,7 @@ const (
 	maxXattrs = 64 << 20  // bytes of names and values of attributes in a layer
 	maxNoted  = 128 << 20 // bytes remembered about directories
 	xattrKey  = "SCHILY.xattr."
+	ownPrefix = "trusted.sealpod."
 )
 
 // attrs is what an entry says about a file besides its content.
@@ -34,8 +35,8 @@ const (
 	kindSpecial
 )
 
-// attrsOf checks and filters what hdr says. Attributes of overlayfs itself are
-// dropped: a layer must not tell it to look elsewhere.
+// attrsOf checks and filters what hdr says. Attributes of overlayfs itself and
+// of this package are dropped: a layer must not tell them to look elsewhere.
 func (x *extractor) attrsOf(hdr *tar.Header) (attrs, error) {
 	// 2^32-1 means "leave as it is" to chown(2).
 	if uint64(hdr.Uid) >= 1<<32-1 || uint64(hdr.Gid) >= 1<<32-1 {
@@ -47,7 +48,7 @@ func (x *extractor) attrsOf(hdr *tar.Header) (attrs, error) {
 	}
 	for key, value := range hdr.PAXRecords {
 		name, ok := strings.CutPrefix(key, xattrKey)
-		if !ok || strings.HasPrefix(name, trustedPrefix) || strings.HasPrefix(name, userPrefix) {
+		if !ok || strings.HasPrefix(name, trustedPrefix) || strings.HasPrefix(name, userPrefix) || strings.HasPrefix(name, ownPrefix) {
 			continue
 		}
 		if name == "" || len(name) > maxName {
@@ -120,25 +121,18 @@ func (x *extractor) setXattrs(k kind, list []xattr, set func(string, []byte) err
 // it: a file created later changes its time, an inherited ACL its mode, and
 // without root a read-only directory takes no files. The last entry wins.
 func (x *extractor) noteDir(path string, a attrs) error {
-	x.noted += len(path) + 128
+	size := len(path)
 	for _, xa := range a.xattrs {
-		x.noted += len(xa.name) + len(xa.value)
-	}
-	if x.noted > maxNoted {
-		return fmt.Errorf("%w: directories take more than %d bytes to remember", ErrTooLarge, maxNoted)
+		size += len(xa.name) + len(xa.value)
 	}
 	x.dirs[path] = a
-	return nil
+	delete(x.implied, path)
+	return x.note(size)
 }
 
 // finishDirs sets attributes of directories, in any order: no mode set here
 // keeps their owner in Plain mode, or root, from opening those below.
 func (x *extractor) finishDirs(ctx context.Context) error {
-	if _, ok := x.dirs[""]; !ok {
-		if err := unix.UtimesNanoAt(x.root, ".", []unix.Timespec{noRootEntry, noRootEntry}, 0); err != nil {
-			return failed("marking the layer root", err)
-		}
-	}
 	for path, a := range x.dirs {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -147,25 +141,67 @@ func (x *extractor) finishDirs(ctx context.Context) error {
 			return failed(fmt.Sprintf("finishing directory %.256q", path), err)
 		}
 	}
+	return x.finishImplied(ctx)
+}
+
+// notDescribed is the modification time of a directory that no entry describes.
+// No tar in use carries it, and a mark in the tree needs no record beside it.
+var notDescribed = unix.Timespec{Sec: 0, Nsec: 1}
+
+// ImpliedXattr is on the root of a tree, in Overlay mode, in which directories
+// other than the root are not described.
+const ImpliedXattr = "trusted.sealpod.implied"
+
+// IsDescribed reports whether st, the state of a directory Extract made, is what
+// an entry of the tar says of it; otherwise it means nothing.
+func IsDescribed(st unix.Stat_t) bool { return st.Mtim != notDescribed }
+
+// finishImplied marks the directories no entry describes: what they are is for
+// the layers below to say.
+func (x *extractor) finishImplied(ctx context.Context) error {
+	marked := false
+	for path := range x.implied {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		fd, err := x.openDir(path)
+		if err == nil {
+			err = errors.Join(unix.UtimesNanoAt(fd, ".", []unix.Timespec{notDescribed, notDescribed}, 0), unix.Close(fd))
+			marked = marked || path != ""
+		} else if isGone(err) {
+			err = nil
+		}
+		if err != nil {
+			return failed(fmt.Sprintf("marking directory %.256q", path), err)
+		}
+	}
+	if x.opts.Mode == Plain || !marked {
+		return nil
+	}
+	if err := unix.Setxattr(fmt.Sprintf("/proc/self/fd/%d", x.root), ImpliedXattr, []byte("y"), 0); err != nil {
+		return fmt.Errorf("setting %s: %w", ImpliedXattr, err)
+	}
 	return nil
 }
 
-// noRootEntry is the modification time of a layer root that no entry describes.
-// No tar in use carries it, and a mark in the tree needs no record beside it.
-var noRootEntry = unix.Timespec{Sec: 0, Nsec: 1}
-
-// IsRootEntry reports whether st, the state of a directory Extract filled, is
-// what an entry of the tar says of the root; otherwise it means nothing.
-func IsRootEntry(st unix.Stat_t) bool { return st.Mtim != noRootEntry }
-
-func (x *extractor) finishDir(path string, a attrs) (err error) {
+// openDir opens a directory of the tree that was made earlier; isGone tells
+// from its error that a later entry replaced it.
+func (x *extractor) openDir(path string) (fd int, err error) {
 	if path == "" {
 		path = "."
 	}
-	fd, err := x.openat2(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC,
+	return x.openat2(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC,
 		unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_XDEV)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil // a later entry replaced it
+}
+
+func isGone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
+}
+
+func (x *extractor) finishDir(path string, a attrs) (err error) {
+	fd, err := x.openDir(path)
+	if isGone(err) {
+		return nil
 	}
 	if err != nil {
 		return err

@@ -141,7 +141,7 @@ func list(t testing.TB, root string, mode Mode) []string {
 			line += fmt.Sprintf(" dev %d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 		}
 		line += xattrsOf(t, p)
-		if sec := st.Mtim.Sec; st.Mtim != noRootEntry && sec != mtime.Unix() && sec < 1600000000 {
+		if sec := st.Mtim.Sec; st.Mtim != notDescribed && sec != mtime.Unix() && sec < 1600000000 {
 			line += fmt.Sprintf(" @%d.%d", sec, st.Mtim.Nsec)
 		}
 		lines = append(lines, line)
@@ -164,7 +164,7 @@ func xattrsOf(t testing.TB, p string) string {
 	slices.Sort(names)
 	out := ""
 	for _, name := range names {
-		if name == "" || strings.HasPrefix(name, "security.selinux") {
+		if name == "" || name == ImpliedXattr || strings.HasPrefix(name, "security.selinux") {
 			continue
 		}
 		v := make([]byte, 4096)

@@ -3,11 +3,14 @@ package untar
 import (
 	"archive/tar"
 	"errors"
+	"io/fs"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
@@ -248,5 +251,53 @@ func TestConcatenatedArchives(t *testing.T) {
 				t.Error(d)
 			}
 		})
+	}
+}
+
+// TestImpliedDirectoriesAreMarked: what directories without an entry are is for
+// the layers below to say.
+func TestImpliedDirectoriesAreMarked(t *testing.T) {
+	tests := map[string]struct {
+		in      []ent
+		implied string // marked directories, the root left out
+	}{
+		"all described":           {[]ent{{name: "a/"}, {name: "a/f"}}, ""},
+		"described later":         {[]ent{{name: "a/b/f"}, {name: "a/"}, {name: "a/b/"}}, ""},
+		"some":                    {[]ent{{name: "a/b/f"}, {name: "a/"}, {name: "c/d"}}, "a/b c"},
+		"replaced":                {[]ent{{name: "a/f"}, {name: "a"}}, ""},
+		"described, then implied": {[]ent{{name: "a/"}, {name: "a"}, {name: "a/"}, {name: "b/"}, {name: "b", typ: tar.TypeSymlink, link: "c"}, {name: "b/f"}}, "c"},
+		"behind a symlink":        {[]ent{{name: "l", typ: tar.TypeSymlink, link: "/x/y"}, {name: "l/f"}}, "x x/y"},
+		"attribute of our own":    {[]ent{{name: "./", xattrs: map[string]string{ImpliedXattr: "y"}}, {name: "a/"}}, ""},
+	}
+	for name, tt := range tests {
+		for _, mode := range []Mode{Overlay, Plain} {
+			t.Run(name+map[Mode]string{Overlay: "/overlay", Plain: "/plain"}[mode], func(t *testing.T) {
+				if mode == Overlay {
+					testenv.Root(t)
+				}
+				dir, _, err := extract(t, archive(t, tt.in...), mode)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var marked []string
+				err = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+					var st unix.Stat_t
+					if err == nil {
+						err = unix.Lstat(p, &st)
+					}
+					if p != dir && d.IsDir() && !IsDescribed(st) {
+						marked = append(marked, strings.TrimPrefix(p, dir+"/"))
+					}
+					return err
+				})
+				if got := strings.Join(marked, " "); err != nil || got != tt.implied {
+					t.Errorf("marked %q, want %q, %v", got, tt.implied, err)
+				}
+				_, err = unix.Lgetxattr(dir, ImpliedXattr, nil)
+				if want := mode == Overlay && tt.implied != ""; (err == nil) != want {
+					t.Errorf("the root says %v", err)
+				}
+			})
+		}
 	}
 }

@@ -18,6 +18,10 @@ type tree struct {
 	rootAbs string // its path as /proc shows it
 	budget  int    // entries and directories that may still be made
 
+	dirs    map[string]attrs    // by path: what to set when nothing is created below any more
+	implied map[string]struct{} // paths of directories made because something is in them
+	noted   int                 // bytes the two take, about
+
 	cached     dir
 	cachedName string // as in the tar, or stale
 	hasCached  bool
@@ -43,7 +47,7 @@ func openTree(name string, maxEntries int) (*tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &tree{root: fd, budget: maxEntries}
+	t := &tree{root: fd, budget: maxEntries, dirs: map[string]attrs{}, implied: map[string]struct{}{"": {}}}
 	if t.rootAbs, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err == nil {
 		err = unix.Fchmodat(fd, ".", 0o755, 0)
 	}
@@ -170,7 +174,10 @@ func (t *tree) open(name string, hops int) (dir, error) {
 func (t *tree) makeParent(up dir, base string, hops int) error {
 	made, err := t.mkdir(up, base)
 	if err == nil && made {
-		return unix.Fchmodat(up.fd, base, 0o755, 0)
+		name := path.Join(up.path, base)
+		delete(t.dirs, name)
+		t.implied[name] = struct{}{}
+		return errors.Join(t.note(len(name)), unix.Fchmodat(up.fd, base, 0o755, 0))
 	}
 	if !errors.Is(err, unix.EEXIST) {
 		return err
@@ -192,6 +199,14 @@ func (t *tree) makeParent(up dir, base string, hops int) error {
 		return err
 	}
 	d.close()
+	return nil
+}
+
+// note counts bytes that are remembered about a directory.
+func (t *tree) note(size int) error {
+	if t.noted += size + 128; t.noted > maxNoted {
+		return fmt.Errorf("%w: directories take more than %d bytes to remember", ErrTooLarge, maxNoted)
+	}
 	return nil
 }
 

@@ -64,7 +64,8 @@ type Stats struct {
 
 // Extract unpacks the tar in r below dir and reads r to its end. Tars that
 // follow each other in r are unpacked one after the other; the last entry of a
-// name wins. The root of dir gets mode 0755 unless an entry "." says otherwise.
+// name wins. Directories without an entry, the root too, get mode 0755 and a mark
+// that IsDescribed reads.
 //
 // Errors: ErrArchive, ErrTooLarge, the error of ctx, and system errors such as
 // unix.ENOSPC. After an error r may have bytes left and dir is garbage.
@@ -80,7 +81,7 @@ func Extract(ctx context.Context, r io.Reader, dir string, opts Options) (Stats,
 		return Stats{}, fmt.Errorf("opening %s: %w", dir, err)
 	}
 	defer t.close()
-	x := &extractor{tree: t, opts: opts, buf: make([]byte, 256<<10), dirs: map[string]attrs{}}
+	x := &extractor{tree: t, opts: opts, buf: make([]byte, 256<<10)}
 	for tr := tar.NewReader(r); ; {
 		if err := x.archive(ctx, tr); err != nil {
 			return x.stats, err
@@ -104,10 +105,8 @@ type extractor struct {
 	stats Stats
 	buf   []byte
 
-	bytes  int64            // sum of file sizes
-	xattrs int              // sum of attribute sizes
-	dirs   map[string]attrs // by path: what to set when nothing is created below any more
-	noted  int              // bytes dirs takes, about
+	bytes  int64 // sum of file sizes
+	xattrs int   // sum of attribute sizes
 }
 
 // archive unpacks up to the end marker.
