@@ -11,6 +11,7 @@ import (
 	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/metrics"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
@@ -32,7 +33,14 @@ type Config struct {
 	KBC         KBC              `config:"kbc"`
 	Credentials []Credential     `config:"credentials"`
 	Image       imagepull.Config `config:"image"`
+	Metrics     struct {         // upstream has no such table
+		// Listen is where metrics and status are, see metrics.Listen: "" is the
+		// socket beside Socket.
+		Listen string `config:"listen"`
+	} `config:"metrics"`
 
+	// Observer, if not nil, is told of every pull.
+	Observer imagepull.Observer `config:"-"`
 	// TokenAASocket is AA.Socket unless the environment names another for
 	// getting tokens; measurements always go to AA.Socket.
 	TokenAASocket string `config:"-"`
@@ -176,6 +184,9 @@ func (c *Config) validate() error {
 	if c.KBC.Name != resource.CC && c.KBC.Name != resource.OfflineFS {
 		return fmt.Errorf("%w: kbc %q: want %s or %s", ErrConfig, podvm.Printable(c.KBC.Name, 64), resource.CC, resource.OfflineFS)
 	}
+	if err := metrics.Check(c.Metrics.Listen); err != nil {
+		return fmt.Errorf("%w: metrics.listen: %w", ErrConfig, err)
+	}
 	if c.Log.Level != "" {
 		if _, err := podvm.LogLevel(c.Log.Level); err != nil {
 			return fmt.Errorf("%w: log.level: %w", ErrConfig, err)
@@ -206,6 +217,7 @@ func (c Config) Print(w io.Writer) error {
 	for _, row := range [][2]string{
 		{"socket", c.Socket}, {"attestation agent", c.AA.Socket},
 		{"resources from", c.KBC.Name + " " + redacted(c.KBC.URL)}, {"trusted certificates", cert},
+		{"metrics", c.metricsAt()},
 		{"credentials", fmt.Sprint(len(c.Credentials))},
 		{"image store", c.Image.WorkDir}, {"image policy", policy},
 	} {
@@ -213,6 +225,14 @@ func (c Config) Print(w io.Writer) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// metricsAt is where metrics and status are.
+func (c Config) metricsAt() string {
+	if c.Metrics.Listen != "" {
+		return c.Metrics.Listen
+	}
+	return metrics.Socket(c.Socket)
 }
 
 // redacted is text without the password a URL may hold.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sealpod/sealpod/api/datahub"
 	"github.com/sealpod/sealpod/api/keyprovider"
@@ -20,6 +21,7 @@ import (
 	"github.com/sealpod/sealpod/cdh/resource"
 	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/metrics"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
@@ -27,6 +29,8 @@ import (
 type Puller interface {
 	// Pull fills bundleDir, or leaves nothing in it.
 	Pull(ctx context.Context, image, bundleDir string) (digest string, err error)
+	// DryRun tells what Pull would meet.
+	DryRun(ctx context.Context, image string) (imagepull.Report, error)
 	// Remove takes back what Pull put into bundleDir.
 	Remove(ctx context.Context, bundleDir string) error
 	Close() error
@@ -41,6 +45,9 @@ type Hub struct {
 	aaPath    string
 	aa        *rpc.Client // for measurements
 	aaSeen    atomic.Bool // the agent's socket was there once
+	started   time.Time
+	count     *counters
+	pulls     pulls
 	// newPuller is called at the first pull, because the store may be mounted
 	// after start-up.
 	newPuller func() (Puller, error)
@@ -70,8 +77,9 @@ func Open(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (*
 	}
 	h := &Hub{
 		cfg: cfg, host: host, log: log, resources: resources,
-		aaPath: aaPath, aa: rpc.NewClient(aaPath, measureTimeout),
+		aaPath: aaPath, aa: rpc.NewClient(aaPath, measureTimeout), started: time.Now(),
 	}
+	h.count = newCounters(h)
 	h.newPuller = h.imagePuller
 	h.agentThere()
 	start := time.Now()
@@ -133,8 +141,17 @@ func Run(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (er
 	if err != nil {
 		return err
 	}
+	g, gctx := errgroup.WithContext(ctx)
+	watched := metrics.Listen(ctx, cfg.Metrics.Listen, path, h.count.set, h.status, log)
+	g.Go(func() error { watched.Serve(gctx); return nil })
+	g.Go(func() error { return rpc.Serve(gctx, l, log, h.Register) })
 	log.Info("Ready", "socket", path, "kbc", cfg.KBC.Name)
-	return rpc.Serve(ctx, l, log, h.Register)
+	return g.Wait()
+}
+
+// Resource returns the resource at a kbs:// URI. The caller wipes it.
+func (h *Hub) Resource(ctx context.Context, uri string) (podvm.Secret, error) {
+	return h.resources.Resource(ctx, uri)
 }
 
 // UnwrapKey implements imagepull.KeyUnwrapper without a detour by the socket.
@@ -144,7 +161,7 @@ func (h *Hub) UnwrapKey(ctx context.Context, packet []byte) (podvm.Secret, error
 
 func (h *Hub) imagePuller() (Puller, error) {
 	return imagepull.New(imagepull.Deps{
-		Config: h.cfg.Image, Resources: h.resources, KeyUnwrapper: h, Log: h.log, Host: h.host,
+		Config: h.cfg.Image, Resources: h.resources, KeyUnwrapper: h, Observer: h.observer(), Log: h.log, Host: h.host,
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/sealpod/sealpod/api/datahub"
 	"github.com/sealpod/sealpod/api/keyprovider"
 	"github.com/sealpod/sealpod/cdh/internal/cdhtest"
+	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
@@ -138,6 +139,10 @@ func (p *puller) Pull(_ context.Context, image, _ string) (string, error) {
 		<-p.hold
 	}
 	return digest, p.err
+}
+
+func (p *puller) DryRun(context.Context, string) (imagepull.Report, error) {
+	return imagepull.Report{}, p.err
 }
 
 func (p *puller) Remove(_ context.Context, bundle string) error {

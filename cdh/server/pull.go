@@ -14,6 +14,7 @@ import (
 
 	"github.com/sealpod/sealpod/api/attestationagent"
 	"github.com/sealpod/sealpod/api/datahub"
+	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
@@ -31,21 +32,45 @@ type pullService struct{ h *Hub }
 // PullImage implements api.ImagePullService. Pulls run side by side. An image
 // that cannot be measured where measuring is possible is taken back.
 func (s pullService) PullImage(ctx context.Context, req *datahub.ImagePullRequest) (*datahub.ImagePullResponse, error) {
-	image, bundle := req.GetImageUrl(), req.GetBundlePath()
-	puller, err := s.h.client()
+	digest, text, err := s.h.pull(ctx, req.GetImageUrl(), req.GetBundlePath())
+	s.h.count.call("PullImage", err)
 	if err != nil {
-		return nil, fail(ctx, textClient, explained(err, "the [image] configuration is not usable"))
+		return nil, fail(ctx, text, err)
+	}
+	return &datahub.ImagePullResponse{ManifestDigest: digest}, nil
+}
+
+// Pull makes a bundle of an image, measures it and returns its digest, as the
+// service does. Errors carry a podvm.Cause.
+func (h *Hub) Pull(ctx context.Context, image, bundle string) (string, error) {
+	digest, _, err := h.pull(ctx, image, bundle)
+	return digest, err
+}
+
+// pull is Pull; text is what the service says before the cause of an error.
+func (h *Hub) pull(ctx context.Context, image, bundle string) (digest, text string, err error) {
+	puller, err := h.client()
+	if err != nil {
+		return "", textClient, explained(err, "the [image] configuration is not usable")
 	}
 	start := time.Now()
-	digest, err := puller.Pull(ctx, image, bundle)
-	if err != nil {
-		return nil, fail(ctx, textPull, explained(err, "the image could not be pulled"))
+	if digest, err = puller.Pull(ctx, image, bundle); err != nil {
+		return "", textPull, explained(err, "the image could not be pulled")
 	}
-	if err := s.h.measure(ctx, image, digest); err != nil {
-		return nil, fail(ctx, textMeasure, errors.Join(err, remove(ctx, puller, bundle)))
+	if err := h.measure(ctx, image, digest); err != nil {
+		return "", textMeasure, errors.Join(err, remove(ctx, puller, bundle))
 	}
 	rpc.Log(ctx).Info("Image in place", "image", podvm.Printable(image, 300), "digest", digest, "dur", time.Since(start))
-	return &datahub.ImagePullResponse{ManifestDigest: digest}, nil
+	return digest, "", nil
+}
+
+// DryRun tells what a pull of image would meet, see imagepull.Puller.DryRun.
+func (h *Hub) DryRun(ctx context.Context, image string) (imagepull.Report, error) {
+	puller, err := h.client()
+	if err != nil {
+		return imagepull.Report{}, explained(err, "the [image] configuration is not usable")
+	}
+	return puller.DryRun(ctx, image)
 }
 
 // remove takes a pulled image back, also when the caller has gone.

@@ -55,6 +55,7 @@ type resourceService struct{ h *Hub }
 // GetResource implements api.GetResourceService.
 func (s resourceService) GetResource(ctx context.Context, req *datahub.GetResourceRequest) (*datahub.GetResourceResponse, error) {
 	content, err := s.h.resources.Resource(ctx, req.GetResourcePath())
+	s.h.count.call("GetResource", err)
 	if err == nil && len(content) > maxReply {
 		content.Wipe()
 		err = podvm.Explain(fmt.Errorf("answering with %d bytes: %w", len(content), podvm.ErrTooLarge),
@@ -74,6 +75,7 @@ type keyService struct{ h *Hub }
 // UnWrapKey implements keyprovider.KeyProviderService.
 func (s keyService) UnWrapKey(ctx context.Context, req *keyprovider.KeyProviderKeyWrapProtocolInput) (*keyprovider.KeyProviderKeyWrapProtocolOutput, error) {
 	out, err := keywrap.UnwrapRequest(ctx, s.h.resources, req.GetKeyProviderKeyWrapProtocolInput())
+	s.h.count.call("UnWrapKey", err)
 	switch {
 	case errors.Is(err, keywrap.ErrRequest):
 		return nil, fail(ctx, textUnwrapParse, err)

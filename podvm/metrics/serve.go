@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -25,7 +26,7 @@ const (
 	stopTime    = 2 * time.Second
 )
 
-// Off, as an address for Listen, is for no listener at all.
+// Off is the address for Listen that means no listener at all.
 const Off = "off"
 
 // Socket returns where the metrics of the daemon with this socket are: the same
@@ -100,17 +101,17 @@ func Listen(ctx context.Context, addr, path string, set *Set, status func() any,
 }
 
 // Serve answers until ctx ends; then running requests have two seconds. It
-// closes what Listen opened.
-func (s *Server) Serve(ctx context.Context) error {
-	done := make(chan error, len(s.parts))
+// closes what Listen opened. What goes wrong is a warning in the log.
+func (s *Server) Serve(ctx context.Context) {
+	var wg sync.WaitGroup
 	for _, p := range s.parts {
-		go func() { done <- serve(ctx, p.l, p.h, s.log) }()
+		wg.Go(func() {
+			if err := serve(ctx, p.l, p.h, s.log); err != nil {
+				s.log.Warn("Metrics are not served any more", "err", err)
+			}
+		})
 	}
-	var err error
-	for range s.parts {
-		err = errors.Join(err, <-done)
-	}
-	return err
+	wg.Wait()
 }
 
 func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {

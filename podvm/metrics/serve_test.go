@@ -20,14 +20,9 @@ func served(t *testing.T, addr, daemon string) *Server {
 	set.Counter("n_total", "Things.").Inc()
 	s := Listen(t.Context(), addr, daemon, set, func() any { return map[string]string{"daemon": "d"} }, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	done := make(chan struct{})
+	go func() { defer close(done); s.Serve(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
 	return s
 }
 
