@@ -100,6 +100,7 @@ func newCounters(h *Hub) *counters {
 	set.Gauge("sealpod_cdh_start_time_seconds", "When the data hub started, in seconds since 1970.", func() float64 { return float64(h.started.Unix()) })
 	for _, result := range imagepull.Results() {
 		c.pulls.Add(0, result)
+		c.seconds.Add(0, result)
 	}
 	for _, phase := range imagepull.Phases() {
 		c.phases.Add(0, string(phase))
