@@ -35,7 +35,7 @@ var lengthOrder = [19]uint8{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 
 // lengthSymbols are the entries of the table of code lengths, made as literals.
 var lengthSymbols = func() (s [19]uint32) {
 	for i := range s {
-		s[i] = uint32(i)<<16 | 1<<6
+		s[i] = uint32(i)<<16 | 1<<literalsShift
 	}
 	return s
 }()
@@ -116,18 +116,18 @@ func (z *inflater) slow() error {
 	e, b, n := uint64(z.t.lit[z.b&(1<<litBits-1)]), z.b, z.n
 	if e&flagLink != 0 {
 		b, n = b>>litBits, n-litBits
-		e = uint64(z.t.lit[uint(e>>16)+uint(b)&(1<<(e>>8&15)-1)])
+		e = uint64(z.t.lit[uint(e>>16)+uint(b)&(1<<(e>>codeShift&15)-1)])
 	}
 	// n wraps around if there are not enough bits; they come from at most
 	// 48 of 56.
-	length := uint(e>>16&511) + uint(b>>(e>>8&15))&uint(e>>25&31)
+	length := uint(e>>16&511) + uint(b>>(e>>codeShift&15))&uint(e>>25&31)
 	b, n = b>>(e&63), n-uint(e&63)
 	switch {
 	case n > 64:
 		return z.short()
 	case e&flagLiterals != 0:
 		z.out[z.op], z.out[z.op+1] = byte(e>>16), byte(e>>24)
-		z.op += uint(e>>6) & 3
+		z.op += uint(e>>literalsShift) & 3
 		z.b, z.n = b, n
 		return nil
 	case e&flagEnd != 0:
@@ -139,9 +139,9 @@ func (z *inflater) slow() error {
 	e = z.t.dist[b&(1<<distBits-1)]
 	if e&flagLink != 0 {
 		b, n = b>>distBits, n-distBits
-		e = z.t.dist[uint(e>>16&0xffff)+uint(b)&(1<<(e>>8&15)-1)]
+		e = z.t.dist[uint(e>>16&0xffff)+uint(b)&(1<<(e>>codeShift&15)-1)]
 	}
-	dist := uint(e>>16&0xffff) + uint(b>>(e>>8&15))&uint(e>>32)
+	dist := uint(e>>16&0xffff) + uint(b>>(e>>codeShift&15))&uint(e>>32)
 	b, n = b>>(e&63), n-uint(e&63)
 	switch {
 	case n > 64:

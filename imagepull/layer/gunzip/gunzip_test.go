@@ -18,16 +18,16 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var samples = map[string][]byte{
 	"nothing":     {},
 	"a byte":      {'x'},
-	"words":       words(1 << 20),
+	"words":       words(600 << 10),
 	"noise":       noise(300 << 10),
-	"zeros":       make([]byte, 1<<20),
-	"three bytes": bytes.Repeat([]byte("abc"), 300<<10),
+	"zeros":       make([]byte, 600<<10),
+	"three bytes": bytes.Repeat([]byte("abc"), 200<<10),
 	"mixed":       slices.Concat(words(100<<10), noise(70<<10), make([]byte, 100<<10), words(100<<10)),
 }
 
 func TestReadsWhatCompressorsWrite(t *testing.T) {
 	for name, plain := range samples {
-		for level := -2; level <= 9; level++ {
+		for _, level := range []int{-2, 0, 1, 6, 9} {
 			t.Run(fmt.Sprint(name, " ", level), func(t *testing.T) {
 				got, err := gunzip(bytes.NewReader(compress(t, level, plain)))
 				if err != nil || !bytes.Equal(got, plain) {

@@ -42,10 +42,12 @@ const (
 //
 // A code that stands for nothing has bit 15 alone of all flags.
 const (
-	flagLiterals = 3 << 6
-	flagLink     = 1 << 12
-	flagEnd      = 1 << 13
-	flagSpecial  = 1 << 15
+	literalsShift = 6
+	codeShift     = 8
+	flagLiterals  = 3 << literalsShift
+	flagLink      = 1 << 12
+	flagEnd       = 1 << 13
+	flagSpecial   = 1 << 15
 )
 
 // tables are what a block is decoded with.
@@ -60,7 +62,7 @@ var litSymbols, distSymbols = symbols()
 
 func symbols() (lit [maxLit]uint32, dist [maxDist]uint64) {
 	for i := range 256 {
-		lit[i] = uint32(i)<<16 | 1<<6
+		lit[i] = uint32(i)<<16 | 1<<literalsShift
 	}
 	lit[256] = flagSpecial | flagEnd
 	base, extra := uint32(3), uint32(0)
@@ -156,7 +158,7 @@ func fill[E entry](table, symbols []E, lengths []uint8, first uint, pairs bool) 
 		for m := uint(1); pairs && m < n; m++ {
 			for _, a := range literals[begin[m]:begin[m+1]] {
 				for _, b := range literals[begin[n-m]:begin[n-m+1]] {
-					table[a.code|b.code<<m] = b.entry>>16<<24 | a.entry&(255<<16) | 2<<6 | E(n)
+					table[a.code|b.code<<m] = b.entry>>16<<24 | a.entry&(255<<16) | 2<<literalsShift | E(n)
 				}
 			}
 		}
@@ -176,7 +178,7 @@ func fill[E entry](table, symbols []E, lengths []uint8, first uint, pairs bool) 
 				room = room<<1 + count[first+subBits]
 			}
 			end += 1 << subBits
-			table[prefix] = E(sub)<<16 | flagSpecial | flagLink | E(subBits)<<8 | E(first)
+			table[prefix] = E(sub)<<16 | flagSpecial | flagLink | E(subBits)<<codeShift | E(first)
 		}
 		e := withLength(symbols[sym], n-first)
 		for i := rev >> first; i < 1<<subBits; i += 1 << (n - first) {
@@ -196,7 +198,7 @@ type literal[E entry] struct {
 // table).
 func withLength[E entry](e E, n uint) E {
 	if e&(flagSpecial|flagLiterals) == 0 {
-		e |= E(n) << 8
+		e |= E(n) << codeShift
 	}
 	return e + E(n)
 }

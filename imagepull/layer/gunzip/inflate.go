@@ -6,10 +6,10 @@ const (
 	window  = 32 << 10 // bytes a distance can reach back
 	outSize = 256 << 10
 	outMask = outSize - 1
-	stride  = 3 * word // bytes of one step of a long copy
-	// fastOut is what one round of the fast loop may write: two pairs of
-	// literals and the longest match, rounded up by what a step writes too much.
-	fastOut = 4 + 258 + stride
+	stride  = 4 * word // bytes of one step of a copy
+	// fastOut is what one round of the fast loop may write: the longest match
+	// and what the last step writes too much.
+	fastOut = 258 + stride
 	// outLimit is where the buffer counts as full.
 	outLimit = outSize - fastOut
 )
