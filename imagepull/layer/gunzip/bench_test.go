@@ -73,7 +73,7 @@ var corpora struct {
 func corpusList(b *testing.B) []corpus {
 	b.Helper()
 	corpora.Do(func() {
-		const size = 24 << 20
+		const size = 8 << 20
 		text, programs := tree(b, "src", size), tree(b, "pkg/tool", size)
 		var mixed []byte
 		for i := 0; i < size; i += 1 << 20 {
@@ -155,7 +155,7 @@ const (
 	barTwoCores = 2.0
 )
 
-// BenchmarkAgainstKlauspost measures both decoders in turns, each five times
+// BenchmarkAgainstKlauspost measures both decoders in turns, each fifteen times
 // with one core and with two, and takes the best of each: what else runs on the
 // machine disturbs both alike. With SEALPOD_BENCH_CHECK set it fails below the
 // bars.
@@ -175,7 +175,7 @@ func BenchmarkAgainstKlauspost(b *testing.B) {
 				logs, least = 0, math.Inf(1)
 				for _, c := range list {
 					bestOwn, bestOther := time.Hour, time.Hour
-					for range 5 {
+					for range 15 {
 						start := time.Now()
 						unpack(b, own, c, buf)
 						mid := time.Now()

@@ -6,12 +6,6 @@ package gunzip
 // and the one of the first round.
 const fastIn = 7 + word
 
-// load fills b up to at least 56 bits. What it puts above n is right as well,
-// so that loading it again does no harm.
-func load(in *[inSize + word]byte, b uint64, n, ip uint) (uint64, uint, uint) {
-	return b | le.Uint64(in[ip&inMask:])<<(n&63), n | 56, ip + (63-n)>>3
-}
-
 // literals writes those of an entry. One too many is overwritten later.
 func literals(out *buffer, op uint, e uint32) uint {
 	le.PutUint16(out[op&outMask:], uint16(e>>16))

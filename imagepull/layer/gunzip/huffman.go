@@ -12,9 +12,8 @@ const (
 	litBits    = 11 // bits of a first look-up of a literal or length
 	distBits   = 9  // bits of a first look-up of a distance
 
-	// Room for the first level and for every second level a complete code
-	// can need (2342 and 594 entries), rounded up to powers of two so that a
-	// mask replaces the bounds check.
+	// Room for all entries a complete code can need, see fill; powers of two,
+	// so that a mask replaces the bounds check.
 	litSize  = 1 << 12
 	distSize = 1 << 10
 )

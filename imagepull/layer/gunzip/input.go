@@ -91,11 +91,21 @@ func (z *input) bits(n uint) (uint, error) {
 // refill makes n at least 56, or all there is.
 func (z *input) refill() {
 	z.want(word)
+	if z.end-z.ip >= word {
+		z.b, z.n, z.ip = load(&z.in, z.b, z.n, z.ip)
+		return
+	}
 	for z.n < 56 && z.ip < z.end {
 		z.b |= uint64(z.in[z.ip]) << z.n
 		z.ip++
 		z.n += 8
 	}
+}
+
+// load makes n at least 56. What it puts into b above n is right as well, so
+// that loading it again does no harm. There are 8 bytes at ip.
+func load(in *[inSize + word]byte, b uint64, n, ip uint) (uint64, uint, uint) {
+	return b | le.Uint64(in[ip&inMask:])<<(n&63), n | 56, ip + (63-n)>>3
 }
 
 // short is the error for a stream that ends too early.
