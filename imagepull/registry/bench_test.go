@@ -120,7 +120,7 @@ func BenchmarkFarBlob(b *testing.B) {
 			time.Sleep(far.trip)
 			registrytest.ServeBlob(&slowWriter{ResponseWriter: w, start: time.Now(), rate: far.rate << 20}, r, blob)
 		}))
-		for connName, n := range map[string]int{"1": 1, "2": 2, "4": maxConnsPerBlob} {
+		for connName, n := range map[string]int{"1": 1, "4": maxConnsPerBlob} {
 			b.Run(name+"/"+connName, func(b *testing.B) {
 				c := client(b, nil)
 				connections(c, n)

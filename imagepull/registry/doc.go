@@ -1,7 +1,7 @@
 // Package registry speaks to OCI registries for imagepull: it parses
 // references, turns one into the candidates that mirrors and rewrites allow,
-// picks credentials, and fetches manifests, configs, blobs and cosign
-// signatures over HTTP.
+// picks credentials, and fetches manifests, configs, blobs and signatures over
+// HTTP.
 //
 // Data path: imagepull asks Rules.Candidates, opens one Repository per
 // candidate, resolves it to an Image and streams its layers.
@@ -12,7 +12,12 @@
 // imagepull/layer judges them. Rules and credentials files come from the
 // operator or the KBS and are parsed strictly.
 //
-// It stores nothing, follows no redirect from https to http, and sends
-// credentials only to the host they are for and to the token service that host
-// names.
+// It stores nothing on disk. It follows no redirect from https to http, and
+// none to an address of this machine or its link, where cloud metadata and our
+// own services are. Credentials go only to the host they are for and to the
+// token service that host names, tokens only to that host.
+//
+// Time and memory are bounded: a peer that stalls or trickles is given up, what
+// may pass is tried five times, and a blob takes 16 MiB at most however many
+// connections bring it.
 package registry
