@@ -199,3 +199,30 @@ func BenchmarkAgainstKlauspost(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkEmptyBlocks reports the rate of compressed bytes where nothing but
+// codes is read and made, which is what a hostile stream can cost.
+func BenchmarkEmptyBlocks(b *testing.B) {
+	even := bytes.Repeat([]byte{9}, 286)
+	copy(even, bytes.Repeat([]byte{8}, 226))
+	for name, codes := range map[string][2][]uint8{
+		"few": {ones(257, endOnly), {0}},
+		"all": {even, {0}},
+	} {
+		var s stream
+		for len(s.b) < 1<<20 {
+			s.dynamic(0, codes[0], codes[1])
+			s.symbol(codes[0], 256)
+		}
+		s.stored(1, nil)
+		c := corpus{name: name, raw: member(s.b, nil)}
+		for _, d := range decoders {
+			b.Run(name+"/"+d.name, func(b *testing.B) {
+				b.SetBytes(int64(len(c.raw)))
+				for b.Loop() {
+					unpack(b, d.open, c, make([]byte, 4096))
+				}
+			})
+		}
+	}
+}

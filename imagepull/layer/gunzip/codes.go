@@ -63,7 +63,9 @@ func (z *inflater) readCodes() error {
 	}
 	lengths := z.lengths[:nlit+ndist]
 	for i := 0; i < len(lengths); {
-		z.refill() // 7 bits of code and 7 more at most
+		if z.n < metaBits+7 { // a code and what follows it
+			z.refill()
+		}
 		e := z.meta[z.b&(1<<metaBits-1)]
 		sym, used := e>>16, uint(e&63)
 		rep, value := 1, uint8(sym)
