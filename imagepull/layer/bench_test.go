@@ -95,20 +95,46 @@ func cpuTime(b *testing.B) time.Duration {
 
 // The rate of all these is that of the plain tar.
 
+// smallTar is a tar of 40000 files of up to 4 kB in 2000 directories.
+func smallTar(b *testing.B) []byte {
+	b.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	body := []byte(noise(4096))
+	for i := range 40000 {
+		if i%20 == 0 {
+			must(b, w.WriteHeader(&tar.Header{Name: fmt.Sprintf("d%d/e%d/", i/400, i/20), Typeflag: tar.TypeDir, Mode: 0o755}))
+		}
+		size := i * 7 % 4097
+		must(b, w.WriteHeader(&tar.Header{Name: fmt.Sprintf("d%d/e%d/file-%d", i/400, i/20, i), Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(size)}))
+		_, err := w.Write(body[:size])
+		must(b, err)
+	}
+	must(b, w.Close())
+	return buf.Bytes()
+}
+
 func BenchmarkUntar(b *testing.B) {
-	raw := benchTar(b)
-	each(b, len(raw), func(dir string) error {
-		_, err := untar.Extract(b.Context(), bytes.NewReader(raw), dir, untar.Options{Mode: untar.Plain})
-		return err
-	})
+	for name, raw := range map[string][]byte{"mixed": benchTar(b), "small": smallTar(b), "big": tarOf(b, "f", noise(200<<20))} {
+		b.Run(name, func(b *testing.B) {
+			each(b, len(raw), func(dir string) error {
+				mode := untar.Plain
+				if os.Geteuid() == 0 {
+					mode = untar.Overlay
+				}
+				_, err := untar.Extract(b.Context(), bytes.NewReader(raw), dir, untar.Options{Mode: mode})
+				return err
+			})
+		})
+	}
 }
 
 func BenchmarkGNUTar(b *testing.B) {
 	raw := benchTar(b)
-	for name, in := range map[string][]byte{"-x": raw, "-xz": gz(b, raw)} {
+	for name, in := range map[string][]byte{"-x": raw, "-xz": gz(b, raw), "-x small": smallTar(b), "-x big": tarOf(b, "f", noise(200<<20))} {
 		b.Run(name, func(b *testing.B) {
 			each(b, len(raw), func(dir string) error {
-				cmd := exec.CommandContext(b.Context(), testenv.Tool(b, "tar"), name, "-C", dir)
+				cmd := exec.CommandContext(b.Context(), testenv.Tool(b, "tar"), strings.Fields(name)[0], "-C", dir)
 				cmd.Stdin = bytes.NewReader(in)
 				return cmd.Run()
 			})

@@ -62,11 +62,10 @@ func (x *extractor) attrsOf(hdr *tar.Header) (attrs, error) {
 	return a, nil
 }
 
-// set gives base in d its attributes; fd is open on it if it is a file. The
-// order matters: chown clears setuid and security.capability, so both come
-// after it; without root user.* needs the write permission that mode may take
-// away; times are last.
-func (x *extractor) set(d dir, base string, fd int, k kind, a attrs) error {
+// set gives base in d, which is no file or directory, its attributes. The order
+// matters: chown clears setuid and security.capability, so both come after it;
+// times are last.
+func (x *extractor) set(d dir, base string, k kind, a attrs) error {
 	if x.opts.Mode == Overlay {
 		if err := unix.Fchownat(d.fd, base, a.uid, a.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return fmt.Errorf("setting the owner: %w", err)
@@ -75,9 +74,6 @@ func (x *extractor) set(d dir, base string, fd int, k kind, a attrs) error {
 		a.mode |= 0o400
 	}
 	err := x.setXattrs(k, a.xattrs, func(name string, value []byte) error {
-		if fd >= 0 {
-			return unix.Fsetxattr(fd, name, value, 0)
-		}
 		return unix.Lsetxattr(d.at(base), name, value, 0)
 	})
 	if err != nil {
@@ -91,6 +87,30 @@ func (x *extractor) set(d dir, base string, fd int, k kind, a attrs) error {
 	}
 	times := []unix.Timespec{a.mtime, a.mtime}
 	if err := unix.UtimesNanoAt(d.fd, base, times, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("setting the times: %w", err)
+	}
+	return nil
+}
+
+// setOpen gives an open file or directory its attributes, in the order of set.
+// Without root user.* needs the write permission that mode may take away.
+func (x *extractor) setOpen(fd int, a attrs) error {
+	if x.opts.Mode == Overlay {
+		if err := unix.Fchown(fd, a.uid, a.gid); err != nil {
+			return fmt.Errorf("setting the owner: %w", err)
+		}
+	}
+	err := x.setXattrs(kindFile, a.xattrs, func(name string, value []byte) error {
+		return unix.Fsetxattr(fd, name, value, 0)
+	})
+	if err != nil {
+		return err
+	}
+	if err := unix.Fchmod(fd, a.mode); err != nil {
+		return fmt.Errorf("setting the mode: %w", err)
+	}
+	times := []unix.Timespec{a.mtime, a.mtime}
+	if err := unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH); err != nil {
 		return fmt.Errorf("setting the times: %w", err)
 	}
 	return nil
@@ -207,25 +227,8 @@ func (x *extractor) finishDir(path string, a attrs) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, unix.Close(fd)) }()
-	if x.opts.Mode == Overlay {
-		if err := unix.Fchown(fd, a.uid, a.gid); err != nil {
-			return fmt.Errorf("setting the owner: %w", err)
-		}
-	} else {
+	if x.opts.Mode == Plain {
 		a.mode |= 0o700
 	}
-	err = x.setXattrs(kindFile, a.xattrs, func(name string, value []byte) error {
-		return unix.Fsetxattr(fd, name, value, 0)
-	})
-	if err != nil {
-		return err
-	}
-	if err := unix.Fchmod(fd, a.mode); err != nil {
-		return fmt.Errorf("setting the mode: %w", err)
-	}
-	times := []unix.Timespec{a.mtime, a.mtime}
-	if err := unix.UtimesNanoAt(fd, ".", times, 0); err != nil {
-		return fmt.Errorf("setting the times: %w", err)
-	}
-	return nil
+	return x.setOpen(fd, a)
 }

@@ -98,7 +98,10 @@ func (x *extractor) file(ctx context.Context, d dir, base string, data io.Reader
 	if err != nil {
 		return err
 	}
-	return x.set(d, base, fd, kindFile, a)
+	if x.opts.Mode == Plain {
+		a.mode |= 0o400
+	}
+	return x.setOpen(fd, a)
 }
 
 func (x *extractor) write(fd int, data io.Reader) error {
@@ -199,7 +202,7 @@ func (x *extractor) symlink(d dir, base, target string, a attrs) error {
 	if err != nil {
 		return err
 	}
-	return x.set(d, base, -1, kindSymlink, a)
+	return x.set(d, base, kindSymlink, a)
 }
 
 // link makes base another name of target, which is rooted in the layer whether
@@ -257,5 +260,5 @@ func (x *extractor) device(d dir, base string, hdr *tar.Header, a attrs) error {
 	if err != nil {
 		return err
 	}
-	return x.set(d, base, -1, kindSpecial, a)
+	return x.set(d, base, kindSpecial, a)
 }
