@@ -25,7 +25,7 @@ type Phase string
 // The phases in their order. All but the first are gone through again at each
 // place that is tried.
 const (
-	PhaseSettings Phase = "settings" // policy, credentials and rules are fetched
+	PhaseSettings Phase = "settings" // the store is opened; policy, credentials and rules are fetched
 	PhaseResolve  Phase = "resolve"  // manifest and configuration
 	PhasePolicy   Phase = "policy"   // signatures
 	PhaseKeys     Phase = "keys"     // of encrypted layers

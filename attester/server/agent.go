@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/containerd/ttrpc"
 
@@ -63,6 +64,8 @@ type Agent struct {
 	kbs      *kbs.Client   // nil without a usable KBS
 	as       *kbs.ASClient // nil without a usable attestation service
 	unusable map[string]error
+	started  time.Time
+	count    *counters
 }
 
 // New returns an agent that serves at once; nothing is connected yet. A KBS or
@@ -74,7 +77,8 @@ func New(d Deps) *Agent {
 		d.Log = slog.Default()
 	}
 	a := &Agent{tees: d.TEEs, asked: asked{d.TEEs, make(gate.Gate, maxEvidence)}, events: d.EventLog, eventsOn: d.Config.EventLog.Enable,
-		recorded: d.InitData.Recorded, unusable: map[string]error{}}
+		recorded: d.InitData.Recorded, unusable: map[string]error{}, started: time.Now()}
+	a.count = newCounters(a.started)
 	if a.eventsOn && a.events == nil {
 		d.Log.Warn("The event log is enabled but this TEE cannot extend measurements", "tee", d.TEEs.TEE())
 	}
@@ -88,7 +92,11 @@ func New(d Deps) *Agent {
 				init = &kbs.InitData{Format: "toml", Body: doc.Text}
 			}
 			a.tokens = newTokens(func(ctx context.Context) (*kbs.Token, error) {
-				return a.kbs.Attest(ctx, d.TEEs, init, c.TEEKeyAlgorithm)
+				start := time.Now()
+				tok, err := a.kbs.Attest(ctx, d.TEEs, init, c.TEEKeyAlgorithm)
+				a.count.attestations.Inc(result(err))
+				a.count.seconds.Add(time.Since(start).Seconds())
+				return tok, err
 			}, c.cache(), d.Log)
 		}
 	}

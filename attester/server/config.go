@@ -12,6 +12,7 @@ import (
 	"github.com/sealpod/sealpod/attester"
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/metrics"
 )
 
 // Config is the attestation agent's configuration file. Keys marked "ours" are
@@ -23,6 +24,7 @@ type Config struct {
 	Log      LogConfig      `config:"log"`
 	Attester AttesterConfig `config:"attester"` // ours
 	InitData InitDataConfig `config:"initdata"` // ours
+	Metrics  MetricsConfig  `config:"metrics"`  // ours
 }
 
 // TokenConfigs says where tokens come from; nil means not at all.
@@ -57,6 +59,13 @@ type EventLogConfig struct {
 // LogConfig is the table log.
 type LogConfig struct {
 	Level string `config:"level"`
+}
+
+// MetricsConfig is the table metrics. Ours.
+type MetricsConfig struct {
+	// Listen is where metrics and status are, see metrics.Listen: "" is the
+	// socket beside the agent's.
+	Listen string `config:"listen"`
 }
 
 // AttesterConfig is the table attester. Ours.
@@ -150,6 +159,9 @@ func (c *Config) validate() error {
 	}
 	if _, err := podvm.LogLevel(c.Log.Level); err != nil {
 		errs = append(errs, fmt.Errorf("log.level: %w", err))
+	}
+	if err := metrics.Check(c.Metrics.Listen); err != nil {
+		errs = append(errs, fmt.Errorf("metrics.listen: %w", err))
 	}
 	if err := attester.CheckAllow(c.Attester.Allow); err != nil {
 		errs = append(errs, fmt.Errorf("attester.allow: %w", err))

@@ -60,6 +60,7 @@ func (s service) GetEvidence(ctx context.Context, req *aa.GetEvidenceRequest) (*
 		return nil, rpc.Fail(ctx, codes.Internal, s.say.evidence, err)
 	}
 	out, err := s.a.asked.Evidence(ctx, req.GetRuntimeData())
+	s.a.count.requests.Inc("GetEvidence", result(err))
 	if err != nil {
 		return nil, rpc.Fail(ctx, codes.Internal, s.say.evidence, err)
 	}
@@ -73,6 +74,7 @@ func (s service) GetAdditionalEvidence(ctx context.Context, req *aa.GetAdditiona
 		return nil, rpc.Fail(ctx, codes.Internal, s.say.additional, err)
 	}
 	out, err := s.a.tees.AdditionalEvidence(ctx, req.GetRuntimeData())
+	s.a.count.requests.Inc("GetAdditionalEvidence", result(err))
 	if err != nil {
 		return nil, rpc.Fail(ctx, codes.Internal, s.say.additional, err)
 	}
@@ -82,6 +84,7 @@ func (s service) GetAdditionalEvidence(ctx context.Context, req *aa.GetAdditiona
 // GetToken returns a token of the wanted type, "kbs" or "coco_as".
 func (s service) GetToken(ctx context.Context, req *aa.GetTokenRequest) (*aa.GetTokenResponse, error) {
 	out, err := s.a.token(ctx, req.GetTokenType())
+	s.a.count.requests.Inc("GetToken", result(err))
 	if err != nil {
 		return nil, rpc.Fail(ctx, codes.Internal, s.say.token, err)
 	}
@@ -91,11 +94,12 @@ func (s service) GetToken(ctx context.Context, req *aa.GetTokenRequest) (*aa.Get
 // ExtendRuntimeMeasurement records an event. It answers NOT_ENABLED when the
 // event log is off and NOT_SUPPORTED when the TEE cannot extend.
 func (s service) ExtendRuntimeMeasurement(ctx context.Context, req *aa.ExtendRuntimeMeasurementRequest) (*aa.ExtendRuntimeMeasurementResponse, error) {
-	result, err := s.a.extend(ctx, req)
+	answer, err := s.a.extend(ctx, req)
+	s.a.count.requests.Inc("ExtendRuntimeMeasurement", result(err))
 	if err != nil {
 		return nil, rpc.Fail(ctx, codes.Internal, s.say.extend, err)
 	}
-	return &aa.ExtendRuntimeMeasurementResponse{Result: result}, nil
+	return &aa.ExtendRuntimeMeasurementResponse{Result: answer}, nil
 }
 
 // BindInitData exists in upstream's gRPC service only.

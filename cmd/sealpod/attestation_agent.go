@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/sealpod/sealpod/attester/server"
 	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/metrics"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
@@ -104,6 +106,12 @@ func (f agentFlags) serve(ctx context.Context, at endpoint, config server.Config
 	}
 	agent := server.New(server.Deps{Config: config, TEEs: tees, EventLog: events, InitData: bound, Log: log})
 	defer agent.Close()
+	watched := metrics.Listen(ctx, config.Metrics.Listen, at.socket, agent.Metrics(), func() any { return agent.Status() }, log)
+	ctx, stop := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { watched.Serve(ctx) })
+	defer watching.Wait()
+	defer stop()
 	if at.socket == "" {
 		l, err := rpc.ListenLoopback(ctx, at.port)
 		if err != nil {

@@ -26,6 +26,8 @@ func applets() []*cobra.Command {
 		attestationAgent(),
 		confidentialDataHub(),
 		apiServerREST(),
+		cdhOneshot(),
+		statusApplet(),
 	}
 }
 
