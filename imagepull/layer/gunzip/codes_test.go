@@ -3,6 +3,7 @@ package gunzip
 import (
 	"bytes"
 	"errors"
+	"io"
 	"slices"
 	"testing"
 )
@@ -87,6 +88,11 @@ func TestCodesAcceptedAndRefused(t *testing.T) {
 		"fixed distance 30":                  {block: bits(1|1<<1, 3, func(s *stream) { s.symbol(fixedLit, 257); s.huff(30, 5); s.put(0, 64) }), bad: true},
 		"fixed distance 31":                  {block: bits(1|1<<1, 3, func(s *stream) { s.symbol(fixedLit, 257); s.huff(31, 5); s.put(0, 64) }), bad: true},
 		"repeating no code length":           {block: bits(1|2<<1, 3+14, bits(1|1<<9, 12), bits(1, 64)), bad: true},
+		"oversubscribed code of lengths":     {block: bits(1|2<<1, 3+14, bits(1|1<<3|1<<6, 12), bits(0, 64)), bad: true},
+		"incomplete code of lengths":         {block: bits(1|2<<1, 3+14, bits(2|2<<3, 12), bits(0, 64)), bad: true},
+		"no code of lengths":                 {block: bits(1|2<<1, 3+14, bits(0, 12), bits(0, 64)), bad: true},
+		"the other half of the only length":  {block: bits(1|2<<1, 3+14, bits(1<<9, 12), bits(1, 64)), bad: true},
+		"more lengths than codes":            {block: bits(1|2<<1, 3+14, bits(1<<3|1<<6, 12), bits(255|255<<8|255<<16, 64)), bad: true},
 		"distance to the first byte":         {block: bits(1|1<<1, 3, func(s *stream) { s.match(fixedLit, fixedDist, 3, 3); s.symbol(fixedLit, 256) }), plain: "xyz"},
 		"distance beyond the first byte":     {block: bits(1|1<<1, 3, func(s *stream) { s.match(fixedLit, fixedDist, 3, 4); s.symbol(fixedLit, 256) }), bad: true},
 		"greatest distance at the beginning": {block: bits(1|1<<1, 3, func(s *stream) { s.match(fixedLit, fixedDist, 3, 32768); s.symbol(fixedLit, 256) }), bad: true},
@@ -188,6 +194,11 @@ func TestHeaders(t *testing.T) {
 			got, err := agree(t, raw)
 			if tt.bad && !errors.Is(err, ErrCorrupt) || !tt.bad && (err != nil || !bytes.Equal(got, plain)) {
 				t.Errorf("%q, %v", got, err)
+			}
+			for n := 0; !tt.bad && n < len(tt.head) && n < 600; n++ {
+				if _, err := agree(t, tt.head[:n]); !errors.Is(err, io.ErrUnexpectedEOF) {
+					t.Errorf("%d bytes of it: %v", n, err)
+				}
 			}
 			if !tt.bad {
 				got, err := agree(t, slices.Concat(raw, raw))

@@ -204,13 +204,24 @@ func TestCloseInTheMiddle(t *testing.T) {
 
 func TestWriterThatFails(t *testing.T) {
 	raw := compress(t, 6, samples["words"])
-	g := NewReader(bytes.NewReader(raw), Options{})
-	defer g.Close()
-	if _, err := g.WriteTo(&limited{5}); !errors.Is(err, io.ErrClosedPipe) {
-		t.Error(err)
+	for _, want := range []error{io.ErrClosedPipe, io.ErrShortWrite} {
+		g := NewReader(bytes.NewReader(raw), Options{})
+		if n, err := g.WriteTo(&limited{5, want}); !errors.Is(err, want) || n != 5 {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		g.Close()
 	}
 }
 
-type limited struct{ n int }
+// limited writes n bytes of many; err is io.ErrShortWrite if it does not say so.
+type limited struct {
+	n   int
+	err error
+}
 
-func (l *limited) Write(p []byte) (int, error) { return min(l.n, len(p)), io.ErrClosedPipe }
+func (l *limited) Write(p []byte) (int, error) {
+	if errors.Is(l.err, io.ErrShortWrite) {
+		return min(l.n, len(p)), nil
+	}
+	return min(l.n, len(p)), l.err
+}
