@@ -126,6 +126,27 @@ func TestReadAheadIsBounded(t *testing.T) {
 	}
 }
 
+// TestPartBeingReadNeverWaitsForMemory: later parts fill all pages there are
+// before the first byte of an earlier one comes.
+func TestPartBeingReadNeverWaitsForMemory(t *testing.T) {
+	s := newBlobServer(t)
+	const late = 2 << 12
+	full := make(chan struct{})
+	c := largeClient(t)
+	c.ranging.pages = 12 // as many as the three others fill with a part each
+	var others atomic.Int64
+	s.answer(func(_ http.ResponseWriter, _ *http.Request, first int) bool {
+		switch {
+		case first == late:
+			<-full
+		case first > late && others.Add(1) == 4:
+			close(full) // one of them has finished its part and wants another
+		}
+		return false
+	})
+	s.read(t, c)
+}
+
 func TestReaderContract(t *testing.T) {
 	s := newBlobServer(t)
 	for name, c := range map[string]*Client{"one connection": client(t, nil), "several": largeClient(t)} {
@@ -228,6 +249,9 @@ func TestRangesThatAreNoneAtAll(t *testing.T) {
 		},
 		"of another place": func(s *blobServer, w http.ResponseWriter, r *http.Request, first int) bool {
 			return r.Header.Get("Range") != "" && partial(w, fmt.Sprintf("bytes %d-%d/%d", first+1, first+4096, len(s.blob)), s.blob[:4096])
+		},
+		"a little further on": func(s *blobServer, w http.ResponseWriter, r *http.Request, first int) bool {
+			return r.Header.Get("Range") != "" && first+11 <= len(s.blob) && partial(w, fmt.Sprintf("bytes %d-%d/%d", first+1, first+10, len(s.blob)), s.blob[first+1:first+11])
 		},
 		"longer than asked for": func(s *blobServer, w http.ResponseWriter, r *http.Request, first int) bool {
 			return r.Header.Get("Range") != "" && partial(w, fmt.Sprintf("bytes %d-%d/%d", first, len(s.blob)-1, len(s.blob)), s.blob[first:])
