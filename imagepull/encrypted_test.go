@@ -96,19 +96,54 @@ func TestEncryptedLayer(t *testing.T) {
 }
 
 // TestEncryptedLayerThatDoesNotOpen: whatever the reason, users read the same
-// sentence, and a refused key costs no download.
+// sentence, and a refused key costs no download. Where the manifest is pushed
+// again, digest and size fit, as an attacker would have it who owns the registry
+// of an unsigned image.
 func TestEncryptedLayerThatDoesNotOpen(t *testing.T) {
-	tests := map[string]func(m *machine, img *registrytest.Image, broker *keyBroker){
-		"the key is refused": func(_ *machine, _ *registrytest.Image, broker *keyBroker) { clear(broker.known) },
-		"the key is another": func(_ *machine, _ *registrytest.Image, broker *keyBroker) {
+	const key, pub = "org.opencontainers.image.enc.keys.provider.attestation-agent", "org.opencontainers.image.enc.pubopts"
+	pushedAgain := func(change func(blob []byte) []byte) func(*testing.T, *machine, *registrytest.Image, *keyBroker) {
+		return func(t *testing.T, m *machine, img *registrytest.Image, _ *keyBroker) {
+			l := img.Layers[1]
+			l.Blob = change(bytes.Clone(l.Blob))
+			m.Push(t, "a", "1", registrytest.NewImage(img.Layers[0], l))
+		}
+	}
+	flipped := func(at func(n int) int) func([]byte) []byte {
+		return func(b []byte) []byte { b[at(len(b))] ^= 1; return b }
+	}
+	swapped := func(annotation string) func(*testing.T, *machine, *registrytest.Image, *keyBroker) {
+		return func(t *testing.T, m *machine, img *registrytest.Image, broker *keyBroker) {
+			other := encrypt(t, twoLayers(t).Layers[1], "packet two", broker)
+			img.Layers[1].Annotations[annotation] = other.Annotations[annotation]
+			m.Push(t, "a", "1", registrytest.NewImage(img.Layers...))
+		}
+	}
+	tests := map[string]func(t *testing.T, m *machine, img *registrytest.Image, broker *keyBroker){
+		"the key is refused": func(_ *testing.T, _ *machine, _ *registrytest.Image, broker *keyBroker) { clear(broker.known) },
+		"the key is another": func(_ *testing.T, _ *machine, _ *registrytest.Image, broker *keyBroker) {
 			key := broker.known["packet one"]
 			broker.known["packet one"] = bytes.Replace(key, []byte(`"symkey":"`), []byte(`"symkey":"AAAA`), 1)
 		},
-		"the ciphertext is changed": func(m *machine, img *registrytest.Image, _ *keyBroker) {
+		"the nonce is another": func(t *testing.T, _ *machine, _ *registrytest.Image, broker *keyBroker) {
+			var p map[string]any
+			if err := json.Unmarshal(broker.known["packet one"], &p); err != nil {
+				t.Fatal(err)
+			}
+			p["cipheroptions"] = map[string][]byte{"nonce": make([]byte, 16)}
+			broker.known["packet one"] = registrytest.JSON(t, p)
+		},
+		"the ciphertext is changed": func(_ *testing.T, m *machine, img *registrytest.Image, _ *keyBroker) {
 			b := bytes.Clone(img.Layers[1].Blob)
 			b[len(b)/2] ^= 1
 			m.Hook(hooked(registrytest.Digest(img.Layers[1].Blob), raw(b, len(b))))
 		},
+		"its first bit is flipped, pushed again": pushedAgain(flipped(func(int) int { return 0 })),
+		"a bit in its middle, pushed again":      pushedAgain(flipped(func(n int) int { return n / 2 })),
+		"its last bit, pushed again":             pushedAgain(flipped(func(n int) int { return n - 1 })),
+		"truncated, pushed again":                pushedAgain(func(b []byte) []byte { return b[:len(b)-1] }),
+		"extended, pushed again":                 pushedAgain(func(b []byte) []byte { return append(b, 0) }),
+		"another layer's HMAC, pushed again":     swapped(pub),
+		"another layer's key, pushed again":      swapped(key),
 	}
 	for name, change := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -116,7 +151,7 @@ func TestEncryptedLayerThatDoesNotOpen(t *testing.T) {
 				img, broker := encryptedImage(t)
 				m.Push(t, "a", "1", img)
 				m.deps.KeyUnwrapper = broker
-				change(m, img, broker)
+				change(t, m, img, broker)
 				_, err := m.puller(t).Pull(deadline(t), m.ref("a:1"), m.bundle("c"))
 				if !errors.Is(err, layer.ErrDecrypt) {
 					t.Errorf("Pull: %v", err)

@@ -183,6 +183,14 @@ func TestEntryCountIsCapped(t *testing.T) {
 			t.Errorf("%v after %d headers", err, src.i)
 		}
 	})
+	t.Run("ten million entries, default cap", func(t *testing.T) {
+		header := archive(t, ent{name: "d/"})[:512]
+		src := io.LimitReader(&repeated{header, 0}, 10_000_000*512)
+		st, err := Extract(t.Context(), src, t.TempDir(), Options{Mode: Plain})
+		if !errors.Is(err, ErrTooLarge) || st.Entries > DefaultMaxEntries+1 {
+			t.Errorf("%v after %d entries", err, st.Entries)
+		}
+	})
 	t.Run("implied directories count", func(t *testing.T) {
 		src := &endless{hdr: func(i int) *tar.Header {
 			return &tar.Header{Name: fmt.Sprint(i, "/", strings.Repeat("d/", 40), "f"), Typeflag: tar.TypeReg}
@@ -192,6 +200,20 @@ func TestEntryCountIsCapped(t *testing.T) {
 			t.Errorf("%v after %d headers", err, src.i)
 		}
 	})
+}
+
+// repeated is b without end.
+type repeated struct {
+	b  []byte
+	at int
+}
+
+func (r *repeated) Read(p []byte) (n int, err error) {
+	for n < len(p) {
+		m := copy(p[n:], r.b[r.at:])
+		n, r.at = n+m, (r.at+m)%len(r.b)
+	}
+	return n, nil
 }
 
 func TestSizesAreCapped(t *testing.T) {
