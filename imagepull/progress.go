@@ -198,26 +198,25 @@ func (p *Progress) end() {
 // summarize closes the log of a pull: what took how long.
 func (p *Progress) summarize(log *slog.Logger, err error) {
 	s := p.Status()
-	seconds := slog.Group("phases", s.phases()...)
 	bytes := s.FetchedBytes
 	dur := time.Duration(s.Elapsed * float64(time.Second)).Round(10 * time.Microsecond)
 	if err != nil {
 		// The error itself is for whoever called Pull to log, once.
-		log.Warn("Image not pulled", "result", Result(err), "phase", s.Phase, seconds, "bytes", bytes, "dur", dur)
+		log.Warn("Image not pulled", "result", Result(err), "phase", s.Phase, "phases", s.phases(), "bytes", bytes, "dur", dur)
 		return
 	}
-	log.Info("Image pulled", "from", s.From, "digest", s.Digest, "layers", s.Layers, "cached", s.LayersCached, "bytes", bytes, seconds, "dur", dur)
+	log.Info("Image pulled", "from", s.From, "digest", s.Digest, "layers", s.Layers, "cached", s.LayersCached, "bytes", bytes, "phases", s.phases(), "dur", dur)
 }
 
 // phases are the times of the phases gone through, for a log line.
-func (s Status) phases() []any {
-	var out []any
+func (s Status) phases() slog.Value {
+	var out []slog.Attr
 	for _, phase := range Phases() {
 		if d, ok := s.Seconds[phase]; ok {
-			out = append(out, string(phase), time.Duration(d*float64(time.Second)).Round(10*time.Microsecond))
+			out = append(out, slog.Duration(string(phase), time.Duration(d*float64(time.Second)).Round(10*time.Microsecond)))
 		}
 	}
-	return out
+	return slog.GroupValue(out...)
 }
 
 // results are the kinds of ends, by the errors they come from. The first that

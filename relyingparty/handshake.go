@@ -104,14 +104,14 @@ func (s *Server) serveAttest(c *call) error {
 	c.log = c.log.With("tee", ses.TEE)
 	if ses.Token == "" {
 		if err := s.attestSession(c, &ses); err != nil {
-			s.metrics.add("kbs_attestation_failures_total", "tee_type", ses.TEE)
+			s.metrics.add("kbs_attestation_failures_total", ses.TEE)
 			var tooLarge *http.MaxBytesError
 			if errors.As(err, &tooLarge) {
 				return err
 			}
 			return fault(variantAttestation, because(detailAttest, attestCause(err)), err)
 		}
-		s.metrics.add("kbs_attestation_successes_total", "tee_type", ses.TEE)
+		s.metrics.add("kbs_attestation_successes_total", ses.TEE)
 		s.metrics.attestations.Add(1)
 	}
 	c.setCookie(ses)

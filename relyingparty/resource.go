@@ -59,7 +59,7 @@ func (s *Server) serveRelease(c *call) error {
 	if err != nil {
 		return fault(variantJWE, "JWE failed", fmt.Errorf("encrypting resource %s: %w", path, err))
 	}
-	s.metrics.add("kbs_resource_reads_total", "resource_path", path)
+	s.metrics.add("kbs_resource_reads_total", path)
 	c.reply("application/json", sealed)
 	return nil
 }
@@ -168,12 +168,12 @@ func (s *Server) serveChangeResource(c *call) error {
 		if err := s.store.Put(c.r.Context(), store.Repository, path, value); err != nil {
 			return fault(variantPlugin, detailPlugin, fmt.Errorf("writing resource %s: %w", path, err))
 		}
-		s.metrics.add("kbs_resource_writes_total", "resource_path", path)
+		s.metrics.add("kbs_resource_writes_total", path)
 	case http.MethodDelete:
 		if err := s.store.Delete(c.r.Context(), store.Repository, path); err != nil {
 			return fault(variantPlugin, detailPlugin, fmt.Errorf("deleting resource %s: %w", path, err))
 		}
-		s.metrics.add("kbs_resource_deletes_total", "resource_path", path)
+		s.metrics.add("kbs_resource_deletes_total", path)
 	default:
 		return fault(variantPlugin, detailPlugin, errors.New("resources have GET, POST and DELETE"))
 	}

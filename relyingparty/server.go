@@ -91,7 +91,7 @@ type Server struct {
 	values     *refvalue.Provider
 	issuer     *token.Issuer
 	attest     *attestation.Service
-	metrics    *metrics
+	metrics    *counters
 	work       *semaphore.Weighted // bytes from guests in verifiers and policies
 	admin      podvm.Secret        // only if it was made by this Open
 	closeStore func() error

@@ -156,6 +156,9 @@ func (o observer) PullEnds(p *imagepull.Progress, err error) {
 	}
 }
 
+// Metrics returns the hub's metrics.
+func (h *Hub) Metrics() *metrics.Set { return h.count.set }
+
 func (h *Hub) status() any {
 	s := Status{Daemon: "confidential-data-hub", Version: podvm.Version(), Started: h.started, KBC: h.cfg.KBC.Name}
 	s.Pulls, s.Last = h.pulls.list()

@@ -98,7 +98,7 @@ func (f statusFlags) run(ctx context.Context, out io.Writer) error {
 	} else {
 		err = s.print(out, isTerminal(out) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
 	}
-	if err == nil && !(s.Agent.Up && s.Hub.Up) {
+	if err == nil && (!s.Agent.Up || !s.Hub.Up) {
 		err = errDown
 	}
 	return err
