@@ -179,6 +179,40 @@ func TestConcurrentPullsShareLayers(t *testing.T) {
 	})
 }
 
+// TestConcurrentImagesShareTheirBase: a layer that several images have is
+// fetched once, although it is not finished when the others want it.
+func TestConcurrentImagesShareTheirBase(t *testing.T) {
+	inBothModes(t, func(t *testing.T, m *machine) {
+		base := noiseLayer(t, "base", 4<<20)
+		const images = 6
+		for i := range images {
+			n := strconv.Itoa(i)
+			m.Push(t, "image"+n, "1", registrytest.NewImage(base, registrytest.Files(t, map[string]string{"own": n})))
+		}
+		p := m.puller(t)
+		var g errgroup.Group
+		for i := range images {
+			g.Go(func() error {
+				n := strconv.Itoa(i)
+				_, err := p.Pull(deadline(t), m.ref("image"+n+":1"), m.bundle(n))
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		fetched := 0
+		for i := range images {
+			n := strconv.Itoa(i)
+			fetched += m.Seen("GET /v2/image" + n + "/blobs/" + registrytest.Digest(base.Blob))
+			wantFiles(t, filepath.Join(m.bundle(n), "rootfs"), map[string]string{"own": n})
+		}
+		if fetched != 1 {
+			t.Errorf("the base was fetched %d times", fetched)
+		}
+	})
+}
+
 func TestRetryIntoTheSameBundleDoesNotStack(t *testing.T) {
 	m := newMachine(t)
 	m.needRoot(t)
