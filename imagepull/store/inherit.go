@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,7 +23,7 @@ const maxImplied = 1 << 16
 // overlayfs takes the attributes of the topmost layer that has the directory all
 // the same, and so /tmp would lose its sticky bit to a layer with just a file in
 // it. Docker unpacks onto the layers below and has no such trouble.
-func inherit(target string, layers []string) (err error) {
+func inherit(ctx context.Context, target string, layers []string) (err error) {
 	implied, err := impliedBy(layers)
 	if err != nil || len(implied) == 0 {
 		return err
@@ -44,6 +45,9 @@ func inherit(target string, layers []string) (err error) {
 	defer func() { err = errors.Join(err, unix.Close(root)) }()
 	// Below first: overlayfs copies up the directories above as they are.
 	for _, path := range slices.Backward(slices.Sorted(maps.Keys(implied))) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := v.describe(root, path); err != nil {
 			return fmt.Errorf("%.256q: %w", path, err)
 		}

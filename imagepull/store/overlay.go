@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -68,7 +69,7 @@ func (s *Store) probe() (err error) {
 // directory are new. The lower directories are named by short symbolic links,
 // relative to the working directory of the mount call, because the options of
 // mount(2) must fit a page; with that overlayfs's own limit of 500 is reached.
-func (l *Lease) mount(target string, layers []string) error {
+func (l *Lease) mount(ctx context.Context, target string, layers []string) error {
 	s := l.store
 	if err := s.sweep(); err != nil {
 		return fmt.Errorf("cleaning up after earlier mounts: %w", err)
@@ -98,7 +99,7 @@ func (l *Lease) mount(target string, layers []string) error {
 		return fmt.Errorf("mounting %d layers on %s: %w", len(layers), target, err)
 	}
 	l.undo = append(l.undo, func() error { return unmount(target) })
-	if err := inherit(target, layers); err != nil {
+	if err := inherit(ctx, target, layers); err != nil {
 		return fmt.Errorf("finding what directories are: %w", err)
 	}
 	return nil

@@ -44,7 +44,7 @@ func (l *Lease) Rootfs(ctx context.Context, bundle string, layers []ID) error {
 	if err := l.mkdirAll(target); err != nil {
 		return fmt.Errorf("creating %s: %w", target, err)
 	}
-	return l.mount(target, dirs)
+	return l.mount(ctx, target, dirs)
 }
 
 // RemoveRootfs takes back the rootfs of bundle: the overlay mount, whose upper

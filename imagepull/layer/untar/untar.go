@@ -11,7 +11,8 @@
 //
 // It does not check digests, and it does not merge layers. The directory must
 // be empty, on one file system, and nobody else may change it meanwhile.
-// /proc must be mounted: attributes of links and devices have no *at call.
+// /proc must be mounted: attributes of links and devices have no *at call. Linux
+// must be 5.8 or later, for openat2(2) and utimensat(2) of a descriptor.
 package untar
 
 import (
