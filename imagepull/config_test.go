@@ -22,6 +22,7 @@ sigstore_config = "x"
 authenticated_registry_credentials_uri = "file:///auth.json"
 registry_configuration_uri = "/registries.toml"
 extra_root_certificates = ["pem"]
+decryption_keys = ["kbs:///g/h/i", "/key.pem"]
 [registry_config]
 unqualified-search-registries = ["quay.io"]
 [[registry_config.registry]]
@@ -44,6 +45,7 @@ no_proxy = "local"
 		WorkDir: "/w", ConcurrentLayers: 5,
 		PolicyURI: "kbs:///a/b/c", Policy: "{}", SigstoreConfigURI: "kbs:///d/e/f", SigstoreConfig: "x",
 		AuthURI: "file:///auth.json", RegistriesURI: "/registries.toml", ExtraRoots: []string{"pem"},
+		DecryptionKeys: []string{"kbs:///g/h/i", "/key.pem"},
 		Registries: &registry.Rules{
 			UnqualifiedSearch: []string{"quay.io"},
 			Registry: []registry.Rule{{
