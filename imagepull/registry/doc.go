@@ -18,6 +18,6 @@
 // token service that host names, tokens only to that host.
 //
 // Time and memory are bounded: a peer that stalls or trickles is given up, what
-// may pass is tried five times, and a blob takes 16 MiB at most however many
-// connections bring it.
+// may pass is tried five times, and a blob takes 4 MiB over one connection, 16
+// MiB over several.
 package registry

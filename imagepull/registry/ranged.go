@@ -29,8 +29,9 @@ var defaultRanging = ranging{
 const (
 	pageSize        = 256 << 10
 	maxConnsPerBlob = 4
-	maxHelpers      = 8 // connections of a Client beyond the first of each blob
-	headPages       = 4 // that only the part being read may use
+	maxHelpers      = 8  // connections of a Client beyond the first of each blob
+	lonePages       = 12 // in memory while there is one connection
+	headPages       = 4  // that only the part being read may use
 	enoughRate      = 200 << 20
 )
 
@@ -99,11 +100,8 @@ func startRanged(ctx context.Context, src *source) (io.ReadCloser, error) {
 		free:  make(chan struct{}, conf.pages),
 		head:  make(chan struct{}, headPages),
 	}
-	for _, c := range []chan struct{}{r.free, r.head} {
-		for range cap(c) {
-			c <- struct{}{}
-		}
-	}
+	allow(r.free, min(lonePages, conf.pages))
+	allow(r.head, headPages)
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	r.crew, r.dismiss = context.WithCancel(r.ctx)
 	sp, err := src.span(r.crew, 0, min(conf.first, src.desc.Size))
@@ -114,6 +112,13 @@ func startRanged(ctx context.Context, src *source) (io.ReadCloser, error) {
 	r.began, r.next = time.Now(), sp.end
 	r.work.Go(func() { r.first(sp) })
 	return r, nil
+}
+
+// allow lets n more pages be filled.
+func allow(c chan struct{}, n int) {
+	for range n {
+		c <- struct{}{}
+	}
 }
 
 // first reads the blob until it is all there or more connections join.
@@ -127,6 +132,7 @@ func (r *ranged) first(sp *span) {
 		passed := time.Since(r.began) - time.Duration(r.start.Load())
 		if n := r.hire(r.conf.join(time.Duration(r.waited.Load()), passed, r.next)); n > 0 {
 			r.src.repo.log.Debug("Blob is read over more connections", "layer", r.src.desc.Digest, "connections", n+1)
+			allow(r.free, r.conf.pages-min(lonePages, r.conf.pages))
 			for range n {
 				r.work.Go(func() {
 					defer func() { <-r.src.repo.client.helpers }()

@@ -164,25 +164,30 @@ func TestReaderContract(t *testing.T) {
 // further ones.
 func TestConnectionsAreCapped(t *testing.T) {
 	s := newBlobServer(t)
+	const blobs = 6
 	var now, most atomic.Int64
-	s.answer(func(_ http.ResponseWriter, _ *http.Request, _ int) bool {
+	var all, begun sync.WaitGroup
+	begun.Add(blobs)
+	s.answer(func(_ http.ResponseWriter, _ *http.Request, first int) bool {
 		for n := now.Add(1); ; {
 			if old := most.Load(); n <= old || most.CompareAndSwap(old, n) {
 				break
 			}
 		}
+		if first == 0 {
+			begun.Done()
+			begun.Wait()
+		}
 		return false
 	})
 	c := largeClient(t)
-	const blobs = 6
-	var all sync.WaitGroup
 	s.mux(&now, func() {
 		for range blobs {
 			all.Go(func() { s.read(t, c) })
 		}
 		all.Wait()
 	})
-	if n := most.Load(); n > blobs+maxHelpers || n < 2 {
+	if n := most.Load(); n > blobs+maxHelpers || n < blobs {
 		t.Errorf("%d connections at a time", n)
 	}
 	if len(c.helpers) != 0 {

@@ -29,7 +29,8 @@ type Server struct {
 	hook func(w http.ResponseWriter, r *http.Request) bool
 	seen []string
 	open map[net.Conn]http.ConnState
-	idle *sync.Cond // open changed
+	idle *sync.Cond        // open changed
+	kept map[string][]byte // blobs by path, which next would copy for each range
 }
 
 // New starts a plain HTTP registry that ends with the test.
@@ -40,7 +41,7 @@ func NewTLS(tb testing.TB) *Server { return start(tb, (*httptest.Server).StartTL
 
 func start(tb testing.TB, begin func(*httptest.Server)) *Server {
 	tb.Helper()
-	s := &Server{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), open: map[net.Conn]http.ConnState{}}
+	s := &Server{next: registry.New(registry.Logger(log.New(io.Discard, "", 0))), open: map[net.Conn]http.ConnState{}, kept: map[string][]byte{}}
 	s.idle = sync.NewCond(&s.mu)
 	s.Server = httptest.NewUnstartedServer(s)
 	s.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -62,6 +63,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
 		s.next.ServeHTTP(w, r)
+		return
+	}
+	s.mu.Lock()
+	b, ok := s.kept[r.URL.Path]
+	s.mu.Unlock()
+	if ok {
+		ServeBlob(w, r, b)
 		return
 	}
 	// The registry below has its own idea of ranges.
@@ -136,6 +144,9 @@ func (s *Server) PutBlob(tb testing.TB, repo string, b []byte) string {
 	tb.Helper()
 	digest := Digest(b)
 	s.put(tb, http.MethodPost, fmt.Sprintf("/v2/%s/blobs/uploads/?digest=%s", repo, digest), "application/octet-stream", b)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept["/v2/"+repo+"/blobs/"+digest] = b
 	return digest
 }
 
