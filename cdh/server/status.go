@@ -105,6 +105,9 @@ func newCounters(h *Hub) *counters {
 	for _, phase := range imagepull.Phases() {
 		c.phases.Add(0, string(phase))
 	}
+	for _, source := range []string{"registry", "store"} {
+		c.layers.Add(0, source)
+	}
 	for _, method := range []string{"GetResource", "PullImage", "UnWrapKey"} {
 		c.calls.Add(0, method, "ok")
 		c.calls.Add(0, method, "failed")

@@ -13,10 +13,12 @@ import (
 	"github.com/sealpod/sealpod/imagepull"
 )
 
-// How often the view is renewed.
+// How often the view is renewed, and how wide the bar is: with what follows it,
+// it fits 80 columns.
 const (
 	barEvery  = 100 * time.Millisecond
 	lineEvery = 5 * time.Second
+	barWidth  = 16
 )
 
 // progressView shows how far a pull is: as a bar that is drawn over on a
@@ -122,7 +124,7 @@ func (v *progressView) draw() {
 		fmt.Fprintln(v.w, progressLine(s))
 		return
 	}
-	line := progressBar(s, 24) + " " + progressLine(s)
+	line := progressBar(s, barWidth) + " " + progressLine(s)
 	if width := v.width(); len(line) >= width {
 		line = line[:max(width-1, 0)] // a line that wraps cannot be drawn over
 	}
@@ -150,7 +152,7 @@ func progressLine(s imagepull.Status) string {
 	if s.Phase != imagepull.PhaseLayers {
 		return fmt.Sprintf("%-8s %s", s.Phase, seconds(s.Elapsed))
 	}
-	line := fmt.Sprintf("%-8s %3d%%  %s of %s  %d/%d layers", s.Phase, s.Percent(), size(s.FetchedBytes), size(s.TotalBytes), s.LayersDone, s.Layers)
+	line := fmt.Sprintf("%3d%%  %s of %s  %d/%d layers", s.Percent(), size(s.FetchedBytes), size(s.TotalBytes), s.LayersDone, s.Layers)
 	if t := s.Seconds[imagepull.PhaseLayers]; t > 0.5 {
 		line += fmt.Sprintf("  %s/s", size(int64(float64(s.FetchedBytes)/t)))
 	}

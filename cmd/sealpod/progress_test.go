@@ -21,13 +21,13 @@ func TestProgressLine(t *testing.T) {
 				Phase: imagepull.PhaseLayers, FetchedBytes: 1_500_000, TotalBytes: 3_000_000, LayersDone: 1, Layers: 4, Elapsed: 2,
 				Seconds: map[imagepull.Phase]float64{imagepull.PhaseLayers: 1.5},
 			},
-			"[#####.....]", "layers    50%  1.5 MB of 3.0 MB  1/4 layers  1.0 MB/s  2.0s",
+			"[#####.....]", " 50%  1.5 MB of 3.0 MB  1/4 layers  1.0 MB/s  2.0s",
 		},
 		"all cached": {
-			imagepull.Status{Phase: imagepull.PhaseLayers, LayersDone: 4, Layers: 4}, "[##########]", "layers   100%  0 B of 0 B  4/4 layers  0.0s",
+			imagepull.Status{Phase: imagepull.PhaseLayers, LayersDone: 4, Layers: 4}, "[##########]", "100%  0 B of 0 B  4/4 layers  0.0s",
 		},
 		"sizes nobody has": {
-			imagepull.Status{Phase: imagepull.PhaseLayers, FetchedBytes: 9e18, TotalBytes: 1, Layers: 1}, "[##########]", "layers   100%  9000000.0 TB of 1 B  0/1 layers  0.0s",
+			imagepull.Status{Phase: imagepull.PhaseLayers, FetchedBytes: 9e18, TotalBytes: 1, Layers: 1}, "[##########]", "100%  9000000.0 TB of 1 B  0/1 layers  0.0s",
 		},
 	}
 	for name, tt := range tests {
@@ -77,5 +77,15 @@ func TestBarIsTakenOutOfTheWay(t *testing.T) {
 		if len(l) >= 80 {
 			t.Errorf("%q does not fit a line", l)
 		}
+	}
+}
+
+func TestBarFitsATerminal(t *testing.T) {
+	s := imagepull.Status{
+		Phase: imagepull.PhaseLayers, FetchedBytes: 123_456_789_000, TotalBytes: 234_567_890_000, LayersDone: 10, Layers: 12, Elapsed: 999,
+		Seconds: map[imagepull.Phase]float64{imagepull.PhaseLayers: 999},
+	}
+	if line := progressBar(s, barWidth) + " " + progressLine(s); len(line) >= 80 {
+		t.Errorf("%d columns: %s", len(line), line)
 	}
 }

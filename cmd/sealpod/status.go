@@ -26,8 +26,11 @@ import (
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
-// askTime is how long a daemon has to answer.
-const askTime = 5 * time.Second
+// How long both daemons together have to answer, and one to take a connection.
+const (
+	askTime     = 5 * time.Second
+	connectTime = time.Second
+)
 
 var errDown = errors.New("not every daemon is up")
 
@@ -104,9 +107,12 @@ func (f statusFlags) run(ctx context.Context, out io.Writer) error {
 	return err
 }
 
-// ask calls a daemon once; one that does not listen is not waited for.
+// ask calls a daemon once; one without a socket is not waited for.
 func ask(ctx context.Context, path string, call func(*ttrpc.Client) error) error {
-	c := rpc.NewClient(path, time.Millisecond)
+	if _, err := os.Stat(path); err != nil {
+		return err
+	}
+	c := rpc.NewClient(path, connectTime)
 	return errors.Join(c.Do(ctx, call), c.Close())
 }
 
