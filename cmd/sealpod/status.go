@@ -196,7 +196,7 @@ func (s podStatus) print(out io.Writer, color bool) error {
 	fmt.Fprintf(t, "attestation-agent\t%s\t%s\t%s\t%s\n", state(s.Agent.Up), version, s.Agent.Socket, details)
 	version, details = "-", s.Hub.Problem
 	if d := s.Hub.Details; d != nil {
-		version, details = podvm.Printable(d.Version, 64), fmt.Sprintf("resources from %s, %d pulls running", podvm.Printable(d.KBC, 32), len(d.Pulls))
+		version, details = podvm.Printable(d.Version, 64), fmt.Sprintf("resources from %s, images being pulled: %d", podvm.Printable(d.KBC, 32), len(d.Pulls))
 	}
 	fmt.Fprintf(t, "confidential-data-hub\t%s\t%s\t%s\t%s\n", state(s.Hub.Up), version, s.Hub.Socket, details)
 	if err := t.Flush(); err != nil {

@@ -93,7 +93,9 @@ func Listen(ctx context.Context, addr, path string, set *Set, status func() any,
 			return s
 		}
 	}
-	if socket != "" {
+	if socket != "" && socket == path {
+		add(nil, fmt.Errorf("%s is the daemon's own socket", path), nil)
+	} else if socket != "" {
 		l, err := rpc.ListenPrivate(ctx, socket)
 		add(l, err, handler(set, status))
 	}

@@ -112,6 +112,10 @@ func TestListenWhereNothingCanBe(t *testing.T) {
 	if s := served(t, "", filepath.Join(dir, "x.sock")); len(s.parts) != 0 {
 		t.Error("it listens")
 	}
+	own := filepath.Join(dir, "own.sock")
+	if s := served(t, "unix://"+own, own); len(s.parts) != 0 {
+		t.Error("it took the daemon's place")
+	}
 }
 
 // Connections that say nothing, and more of them than are served at once, are
