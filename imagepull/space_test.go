@@ -147,7 +147,11 @@ func TestLayerThatOutgrowsTheDisk(t *testing.T) {
 func TestDiskFullAtEveryFile(t *testing.T) {
 	m := newMachine(t)
 	m.needRoot(t)
-	m.Push(t, "a", "1", twoLayers(t))
+	files := map[string]string{}
+	for i := range 20 { // more than opening the store takes
+		files[fmt.Sprint("f", i)] = "x"
+	}
+	m.Push(t, "a", "1", registrytest.NewImage(registrytest.Files(t, files), registrytest.Files(t, map[string]string{"own": "x"})))
 	pulled, failed := false, []string{}
 	for inodes := 3; !pulled; inodes++ { // root, bundles, theirs
 		if inodes > 100 {
