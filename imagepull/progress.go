@@ -192,7 +192,7 @@ func (p *Progress) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.leave()
-	p.elapsed = max(time.Since(p.start), 1)
+	p.elapsed = max(p.since.Sub(p.start), 1)
 }
 
 // summarize closes the log of a pull: what took how long.
