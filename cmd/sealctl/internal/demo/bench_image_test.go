@@ -125,10 +125,14 @@ func makeLayer(b *testing.B, blobs string, mediaType types.MediaType, enough int
 // the pass. It depends on nothing but the version of Go.
 func goTree(goroot string, pass uint32) func(*tar.Writer, func() bool) error {
 	return func(tw *tar.Writer, full func() bool) error {
+		// As builders do, all directories are described.
+		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "opt/", Mode: 0o755}); err != nil {
+			return err
+		}
 		for ; ; pass++ {
 			if err := filepath.WalkDir(goroot, func(path string, d fs.DirEntry, err error) error {
 				switch {
-				case err != nil || d.Type()&^fs.ModeDir != 0 || path == goroot:
+				case err != nil || d.Type()&^fs.ModeDir != 0:
 					return err
 				case full():
 					return errEnough
@@ -180,12 +184,16 @@ func smallFiles(goroot string, files int) func(*tar.Writer, func() bool) error {
 			}
 			text.Write(raw)
 		}
+		last := ""
 		for i := range files {
-			dir := fmt.Sprintf("srv/d%d/e%d/", i/400, i/20)
-			if i%20 == 0 {
-				if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}); err != nil {
-					return err
+			dir := fmt.Sprintf("d%d/e%d/", i/400, i/20)
+			if dir != last {
+				for _, d := range []string{fmt.Sprintf("d%d/", i/400), dir} {
+					if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o755}); err != nil {
+						return err
+					}
 				}
+				last = dir
 			}
 			size := i * 7 % 4097
 			if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("%sfile-%d", dir, i), Mode: 0o644, Size: int64(size)}); err != nil {

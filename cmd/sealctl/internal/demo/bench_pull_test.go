@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"os"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
+	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
@@ -109,6 +111,9 @@ func (c *pullCase) round(b *testing.B, w *world, refs map[string]string, layers 
 		f.add(kind+"-cpu-s", p.cpu.Seconds())
 		f.add(kind+"-peak-MB", p.peakMB)
 		f.add(kind+"-second-ms", ms(p.second))
+		for phase, took := range p.phases {
+			f.add(kind+" "+phase, ms(took))
+		}
 	}
 	stages := map[string][]cost{}
 	for _, l := range layers {
@@ -156,7 +161,11 @@ type pulled struct {
 	wall, second time.Duration
 	cpu          time.Duration // of data hub and registry, both pulls
 	peakMB       float64
+	phases       map[string]time.Duration // of the first pull, from the data hub's log
 }
+
+// loggedPhase is a phase with its time in a line about a pull.
+var loggedPhase = regexp.MustCompile(`phases\.(\w+)=(\S+)`)
 
 // pullCold pulls ref twice with new daemons.
 func pullCold(b *testing.B, w *world, ref string) pulled {
@@ -191,6 +200,15 @@ func pullCold(b *testing.B, w *world, ref string) pulled {
 	r.cpu = cpuTime(b) - before
 	stop()
 	r.cpu += hub.cmd.ProcessState.UserTime() + hub.cmd.ProcessState.SystemTime()
+	raw, err := os.ReadFile(hub.log)
+	must(b, err)
+	_, rest, _ := strings.Cut(string(raw), "Image pulled")
+	first, _, _ := strings.Cut(rest, "\n")
+	r.phases = map[string]time.Duration{}
+	for _, m := range loggedPhase.FindAllStringSubmatch(first, -1) {
+		r.phases[m[1]], err = time.ParseDuration(m[2])
+		must(b, err)
+	}
 	return r
 }
 
@@ -227,8 +245,12 @@ func (c *pullCase) report(b *testing.B, f figures) {
 			continue
 		}
 		b.ReportMetric(f.median(kind+"-s"), kind+"-s")
-		b.Logf("%s: wall %.3f s, CPU with the registry's %.3f; slowest stage %.3f, CPU of stages over cores %.3f", kind,
-			f.median(kind+"-s"), f.median(kind+"-cpu-s"), f.median(kind+"-slowest-s"), f.median(kind+"-cpu/cores-s"))
+		var phases []string
+		for _, phase := range imagepull.Phases() {
+			phases = append(phases, fmt.Sprintf("%s %.0f", phase, f.median(kind+" "+string(phase))))
+		}
+		b.Logf("%s: wall %.3f s, CPU with the registry's %.3f; slowest stage %.3f, CPU of stages over cores %.3f; phases, ms: %s", kind,
+			f.median(kind+"-s"), f.median(kind+"-cpu-s"), f.median(kind+"-slowest-s"), f.median(kind+"-cpu/cores-s"), strings.Join(phases, ", "))
 		b.Logf("%s: %s; %s; %s", kind,
 			check("wall/bound", kind+"/bound", f.median(kind+"/bound"), barBound),
 			check("peak MB", kind+"-peak-MB", slices.Max(f.lists[kind+"-peak-MB"]), barPeakMB),
@@ -257,6 +279,9 @@ func (f figures) add(name string, v float64) { f.lists[name] = append(f.lists[na
 
 func (f figures) median(name string) float64 {
 	list := slices.Sorted(slices.Values(f.lists[name]))
+	if len(list) == 0 { // a phase that was not gone through
+		return 0
+	}
 	return list[len(list)/2]
 }
 
