@@ -91,7 +91,8 @@ func (c *pullCase) run(b *testing.B, w *world, blobs string, runs int) {
 	if c.sealed {
 		refs["sealed"] = sealCopy(b, w, blobs, refs["plain"], c.name+"-sealed")
 	}
-	b.Logf("%d layer(s), %.0f MB compressed, %.0f MB plain", c.layers, float64(blobBytes)/1e6, float64(tarBytes)/1e6)
+	b.Logf("%d layer(s), %.0f MB compressed, %.0f MB plain; %d rounds on %s, %d cores",
+		c.layers, float64(blobBytes)/1e6, float64(tarBytes)/1e6, runs, fileSystem(w.dir), runtime.GOMAXPROCS(0))
 	f := figures{map[string][]float64{}, map[string]string{}}
 	for range runs {
 		c.round(b, w, refs, layers, f)
@@ -119,6 +120,7 @@ func (c *pullCase) round(b *testing.B, w *world, refs map[string]string, layers 
 	for _, l := range layers {
 		l.stages(b, w, c.name, c.sealed, stages)
 	}
+	bounds := map[string]float64{}
 	for kind, wall := range walls {
 		var slowest, cpu time.Duration
 		for stage, costs := range stages {
@@ -139,9 +141,11 @@ func (c *pullCase) round(b *testing.B, w *world, refs map[string]string, layers 
 		shared := cpu / time.Duration(runtime.GOMAXPROCS(0))
 		f.add(kind+"-slowest-s", slowest.Seconds())
 		f.add(kind+"-cpu/cores-s", shared.Seconds())
-		f.add(kind+"/bound", wall/max(slowest, shared).Seconds())
+		bounds[kind] = max(slowest, shared).Seconds()
+		f.add(kind+"/bound", wall/bounds[kind])
 	}
 	if c.sealed {
+		f.add("bounds", bounds["sealed"]/bounds["plain"])
 		f.add("sealed/plain", walls["sealed"]/walls["plain"])
 	}
 	if c.files > 0 {
@@ -257,7 +261,7 @@ func (c *pullCase) report(b *testing.B, f figures) {
 			check("second pull ms", kind+"-second-ms", f.median(kind+"-second-ms"), barSecondMS))
 	}
 	if c.sealed {
-		b.Log(check("encrypted/plain", "sealed/plain", f.median("sealed/plain"), barEncrypted))
+		b.Logf("%s; of the bounds %.2f", check("encrypted/plain", "sealed/plain", f.median("sealed/plain"), barEncrypted), f.median("bounds"))
 	}
 	if c.files > 0 {
 		b.Log(check("wall/(tar -x)", "plain/tar-x", f.median("plain/tar-x"), barTar))
@@ -314,18 +318,29 @@ func roomyDir(b *testing.B, mb int) string {
 		if unix.Statfs(parent, &st) != nil || st.Bavail*uint64(st.Bsize) < need {
 			continue
 		}
-		tmpfs := st.Type == unix.TMPFS_MAGIC
-		if tmpfs && availableMemory(b) < need+2e9 {
+		if st.Type == unix.TMPFS_MAGIC && availableMemory(b) < need+2e9 {
 			continue
 		}
 		dir, err := os.MkdirTemp(parent, "pull-")
 		must(b, err)
 		b.Cleanup(func() { must(b, os.RemoveAll(dir)) })
-		b.Logf("in %s, tmpfs: %t, %d cores", dir, tmpfs, runtime.GOMAXPROCS(0))
 		return dir
 	}
 	testenv.Missing(b, fmt.Sprintf("needs %.1f GB of space", float64(need)/1e9))
 	return ""
+}
+
+// fileSystem names the file system that dir is on.
+func fileSystem(dir string) string {
+	var st unix.Statfs_t
+	switch err := unix.Statfs(dir, &st); {
+	case err != nil:
+		return err.Error()
+	case st.Type == unix.TMPFS_MAGIC:
+		return "tmpfs"
+	default:
+		return fmt.Sprintf("a disk (%#x)", st.Type)
+	}
 }
 
 // availableMemory is the memory that can be had without swapping, in bytes.
