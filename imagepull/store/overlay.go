@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sealpod/sealpod/imagepull/layer"
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // volatile keeps overlayfs from syncing the file system below: an upper
@@ -253,7 +254,8 @@ func mountID(m *mountinfo.Info) string {
 }
 
 // sweep removes upper and work directories whose mount is gone: kata-agent
-// unmounts a rootfs without telling.
+// unmounts a rootfs without telling. What is in them is a container's, which can
+// make them impossible to remove; that must not keep others from being pulled.
 func (s *Store) sweep() error {
 	ids, err := s.unmounted()
 	if err != nil {
@@ -261,7 +263,7 @@ func (s *Store) sweep() error {
 	}
 	for _, id := range ids {
 		if err := removeAll(s.path("overlay", id)); err != nil {
-			return err
+			s.log.Warn("What a container left cannot be removed", "overlay", podvm.Printable(id, 64), "err", podvm.Printable(err.Error(), 300))
 		}
 	}
 	return nil
