@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 )
 
@@ -132,13 +131,15 @@ func (s *Store) stage(ctx context.Context, name string, fill func(context.Contex
 func (l *Lease) Keep() error {
 	l.store.mu.Lock()
 	defer l.store.mu.Unlock()
-	marks := l.done
+	var marks []string
 	for name, e := range l.held {
 		if !e.keep {
 			marks = append(marks, name)
 		}
 	}
-	for _, name := range marks {
+	// The mount's mark goes last: killed before that, the next process takes
+	// the mount off, and not layers from below it.
+	for _, name := range append(marks, l.done...) {
 		if err := l.store.finished(name); err != nil {
 			return err
 		}
@@ -167,7 +168,8 @@ func (l *Lease) Release() error {
 }
 
 // drop lets go of the held layers and moves those that nobody wants to tmp/,
-// where it returns them.
+// where it returns them. One that cannot be moved stays whole, with its mark:
+// removed where it is, what a kill left of it would pass for verified.
 func (l *Lease) drop() []string {
 	s := l.store
 	s.mu.Lock()
@@ -177,19 +179,17 @@ func (l *Lease) drop() []string {
 		if e.refs--; e.refs > 0 || e.keep {
 			continue
 		}
-		delete(s.layers, name)
-		dir := s.path("layers", name)
-		away, err := os.MkdirTemp(s.path("tmp"), "drop-")
-		if err == nil {
+		dir, away := s.path("layers", name), s.path("tmp", "drop-"+name)
+		// No directory is made for it: there may be no space.
+		if err := os.Rename(dir, away); err == nil {
 			dirs = append(dirs, away)
-			err = os.Rename(dir, filepath.Join(away, name))
+		} else if _, gone := os.Lstat(dir); !errors.Is(gone, fs.ErrNotExist) {
+			s.log.Warn("Layer of a failed pull stays until the next start", "layer", name, "err", err)
+			continue
 		}
+		delete(s.layers, name)
 		if err := s.finished(name); err != nil {
 			s.log.Warn("Mark of an unfinished layer stays", "layer", name, "err", err)
-		}
-		if err != nil {
-			s.log.Warn("Layer could not be moved away, removing it in place", "layer", name, "err", err)
-			dirs = append(dirs, dir)
 		}
 	}
 	l.held = nil

@@ -7,6 +7,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // TestKilledPullIsUndoneAtTheNextStart: of two pulls one has succeeded when the
@@ -83,5 +85,89 @@ func TestKeepThatFailsCanBeUndone(t *testing.T) {
 	release(t, l)
 	if s.Has(one) || count(t, dir, "layers", "*") != 0 {
 		t.Error("the layer stays")
+	}
+}
+
+// TestKeepTakesMarksOfLayersFirst: killed in the middle of Keep, a mount may go
+// with layers that stay, but must not stay without its layers.
+func TestKeepTakesMarksOfLayersFirst(t *testing.T) {
+	dir, bundle := t.TempDir(), t.TempDir()
+	s := openOverlay(t, dir)
+	l := s.Begin()
+	add(t, l, one, with("a", "1"))
+	if err := l.Rootfs(t.Context(), bundle, []ID{one}); err != nil {
+		t.Fatal(err)
+	}
+	mark := s.path("unfinished", s.name(one))
+	if err := os.Remove(mark); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(mark, "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Keep(); err == nil {
+		t.Error("a mark that stays is no error")
+	}
+	// Here the process is killed.
+	if err := os.Remove(filepath.Join(mark, "in the way")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir, false)
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(bundle))
+	if err != nil || (len(mounts) > 0 && !s.Has(one)) {
+		t.Errorf("%d mounts without their layer, %v", len(mounts), err)
+	}
+	if err := s.RemoveRootfs(bundle); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLayerThatCannotBeMovedAwayIsNotGutted: what is left of a layer that was
+// removed only in part must not count as verified in the next process.
+func TestLayerThatCannotBeMovedAwayIsNotGutted(t *testing.T) {
+	testenv.Root(t)
+	dir := t.TempDir()
+	s := open(t, dir, true)
+	l := s.Begin()
+	add(t, l, one, with("a", "1"))
+	busy := s.path("layers", s.name(one), "busy") // so that removing it fails half-way
+	if err := os.Mkdir(busy, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", busy, "tmpfs", 0, "size=4k"); err != nil {
+		t.Fatal(err)
+	}
+	unmounted := false
+	off := func() {
+		if !unmounted {
+			unmounted = unix.Unmount(busy, unix.MNT_DETACH) == nil
+		}
+	}
+	defer off()
+	if err := os.Remove(s.path("tmp")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.path("tmp"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Release() // may complain
+	if s.Has(one) {
+		if b, err := os.ReadFile(s.path("layers", s.name(one), "a")); string(b) != "1" {
+			t.Errorf("in the same process: %q, %v", b, err)
+		}
+	}
+	off()
+	if err := os.Remove(s.path("tmp")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir, true)
+	if s.Has(one) || count(t, dir, "layers", "*") != 0 {
+		t.Error("the layer of a pull that failed is there in the next process")
 	}
 }
