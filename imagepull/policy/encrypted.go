@@ -13,7 +13,7 @@ import (
 // least a number of them, are encrypted, so that whoever holds the registry
 // cannot put plain layers in the place of encrypted ones. Upstream and
 // containers/image refuse a policy that has it, as they do any type they do
-// not know; they never ignore it.
+// not know; they never ignore it. A layer that is there several times counts once.
 //
 //	{"type": "sealpodEncrypted"}
 //	{"type": "sealpodEncrypted", "minimum": 2}
@@ -43,17 +43,17 @@ func parseEncrypted(f fields) (requirement, error) {
 }
 
 func (r *sealpodEncrypted) allows(_ context.Context, img Image, _ Sources, _ *Step) error {
-	encrypted, plain := 0, ""
+	encrypted, plain := map[string]bool{}, ""
 	for _, l := range img.Layers {
 		if l.Encrypted {
-			encrypted++
+			encrypted[l.Digest] = true
 		} else if plain == "" {
 			plain = l.Digest
 		}
 	}
 	switch {
-	case r.minimum > 0 && encrypted < r.minimum:
-		return denied("%d of %d layers are encrypted, the rule wants at least %d", encrypted, len(img.Layers), r.minimum)
+	case r.minimum > 0 && len(encrypted) < r.minimum:
+		return denied("%d of %d layers are encrypted, the rule wants at least %d", len(encrypted), len(img.Layers), r.minimum)
 	case r.minimum == 0 && len(img.Layers) == 0:
 		return denied("the image has no layers, so none is encrypted")
 	case r.minimum == 0 && plain != "":

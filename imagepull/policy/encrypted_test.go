@@ -10,6 +10,7 @@ import (
 
 func TestEncrypted(t *testing.T) {
 	yes, no := Layer{Digest: digestA, Encrypted: true}, Layer{Digest: digestB}
+	other := Layer{Digest: "sha256:" + strings.Repeat("c", 64), Encrypted: true}
 	all, two := `{"type":"sealpodEncrypted"}`, `{"type":"sealpodEncrypted","minimum":2}`
 	for name, tt := range map[string]struct {
 		rule   string
@@ -19,10 +20,11 @@ func TestEncrypted(t *testing.T) {
 		"all":                        {all, []Layer{yes, yes}, ""},
 		"all but one":                {all, []Layer{yes, no, yes}, "layer " + digestB + " is not encrypted"},
 		"none there":                 {all, nil, "the image has no layers"},
-		"at least two":               {two, []Layer{no, yes, yes}, ""},
+		"at least two":               {two, []Layer{no, yes, other}, ""},
+		"at least two, one repeated": {two, []Layer{yes, no, yes}, "1 of 3 layers are encrypted, the rule wants at least 2"},
 		"at least two, one there":    {two, []Layer{no, yes}, "1 of 2 layers are encrypted, the rule wants at least 2"},
 		"at least two, none at all":  {two, nil, "0 of 0 layers"},
-		"two requirements, all hold": {two + "," + all, []Layer{yes, yes}, ""},
+		"two requirements, all hold": {two + "," + all, []Layer{yes, other}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			img := testImage
