@@ -86,7 +86,7 @@ func (p *Policy) parse(raw []byte) error {
 			if p.scopes[scope], err = p.parseRequirements(where, scopes[scope]); err != nil {
 				return err
 			}
-			if host, _, _ := strings.Cut(scope, "/"); host == "index.docker.io" || host == "registry-1.docker.io" {
+			if host, _, _ := strings.Cut(scope, "/"); host == "index.docker.io" {
 				p.warn("%s never matches: images of Docker Hub are looked up under docker.io", where)
 			}
 		}

@@ -123,6 +123,7 @@ func TestParseAccepts(t *testing.T) {
 			text:     `{"default":` + accept + `,"transports":{"docker":{"index.docker.io/library":` + accept + `}}}`,
 			warnings: []string{`transports.docker["index.docker.io/library"] never matches: images of Docker Hub are looked up under docker.io`},
 		},
+		"the name of Docker Hub's registry matches itself": {text: `{"default":` + accept + `,"transports":{"docker":{"registry-1.docker.io/library":` + accept + `}}}`},
 		"GPG key path":                 {text: `{"default":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"kbs:///a/b/c"}],"transports":{}}`},
 		"GPG key paths":                {text: `{"default":[{"type":"signedBy","keyType":"GPGKeys","keyPaths":["/a","/b"],"signedIdentity":{"type":"remapIdentity","prefix":"mirror.local/quay","signedPrefix":"quay.io"}}],"transports":{}}`},
 		"encrypted beside a signature": {text: `{"default":[{"type":"sigstoreSigned","keyPath":"/k"},{"type":"sealpodEncrypted","minimum":2}],"transports":{}}`},
