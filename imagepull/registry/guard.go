@@ -71,7 +71,7 @@ type namedHost struct{}
 // resolve to anything.
 type dialer struct {
 	net.Dialer
-	proxies []string // hosts without port
+	proxies []string // host:port
 }
 
 func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -80,10 +80,23 @@ func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, erro
 		return nil, fmt.Errorf("reading the address: %w", err)
 	}
 	one := d.Dialer
-	if named, _ := ctx.Value(namedHost{}).(string); host != named && !slices.Contains(d.proxies, host) {
+	if named, _ := ctx.Value(namedHost{}).(string); host != named && !slices.Contains(d.proxies, addr) {
 		one.Control = refuseLocal
 	}
 	return one.DialContext(ctx, network, addr)
+}
+
+// metadata lists services of clouds for the machine itself that are not
+// link-local: Azure's wire server, and the metadata of Alibaba Cloud and, over
+// IPv6, of AWS and Google Cloud.
+// Source: Microsoft "What is IP address 168.63.129.16?", Alibaba ECS "Instance
+// metadata", Amazon EC2 "Instance metadata", Google Compute Engine "View and
+// query VM metadata".
+var metadata = []netip.Addr{
+	netip.MustParseAddr("168.63.129.16"),
+	netip.MustParseAddr("100.100.100.200"),
+	netip.MustParseAddr("fd00:ec2::254"),
+	netip.MustParseAddr("fd20:ce::254"),
 }
 
 // refuseLocal is asked about each resolved address.
@@ -93,7 +106,7 @@ func refuseLocal(_, addr string, _ syscall.RawConn) error {
 		return fmt.Errorf("%w: %s is not an address", errLocal, podvm.Printable(addr, 64))
 	}
 	ip := ap.Addr().Unmap()
-	if ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() {
+	if ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() || slices.Contains(metadata, ip) {
 		return fmt.Errorf("%w: %s", errLocal, ip)
 	}
 	return nil

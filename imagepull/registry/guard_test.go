@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -14,12 +15,31 @@ func TestAddressesOfTheMachineAreRefused(t *testing.T) {
 	for addr, refused := range map[string]bool{
 		"127.0.0.1:443": true, "127.255.0.9:443": true, "[::1]:443": true, "[::ffff:127.0.0.1]:443": true,
 		"169.254.169.254:80": true, "[fe80::1%eth0]:80": true, "0.0.0.0:80": true, "[::]:80": true,
+		"168.63.129.16:80": true, "[::ffff:168.63.129.16]:80": true, "100.100.100.200:80": true, "[fd00:ec2::254]:80": true, "[fd20:ce::254]:80": true,
 		"224.0.0.1:80": true, "[ff02::1]:80": true, "nonsense": true,
 		"10.0.0.1:443": false, "192.168.1.1:443": false, "[fd00::1]:443": false, "192.0.2.1:443": false, "[2001:db8::1]:443": false,
 	} {
 		if err := refuseLocal("tcp", addr, nil); (err != nil) != refused || err != nil && !errors.Is(err, errLocal) {
 			t.Errorf("%s: %v", addr, err)
 		}
+	}
+}
+
+// TestLocalProxyOpensNothingBesideIt: a proxy on this machine does not make its
+// other ports reachable for registries.
+func TestLocalProxyOpensNothingBesideIt(t *testing.T) {
+	proxy, other := httptest.NewServer(nil), httptest.NewServer(nil)
+	t.Cleanup(proxy.Close)
+	t.Cleanup(other.Close)
+	c := client(t, func(o *Options) { o.Proxy = &Proxy{HTTPS: proxy.URL} })
+	ctx := context.WithValue(t.Context(), namedHost{}, "registry.test")
+	conn, err := c.base.DialContext(ctx, "tcp", proxy.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+	if conn, err = c.base.DialContext(ctx, "tcp", other.Listener.Addr().String()); !errors.Is(err, errLocal) {
+		t.Errorf("connected to %v: %v", conn, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -23,7 +24,7 @@ type Proxy struct{ HTTPS, HTTP, NoProxy string }
 // errProxy says that a proxy does not let a connection through.
 var errProxy = errors.New("refused by the proxy")
 
-// proxyFunc returns what picks the proxy for a URL, and the hosts of all
+// proxyFunc returns what picks the proxy for a URL, and the host:port of all
 // proxies.
 func proxyFunc(p *Proxy, host podvm.Host) (func(*url.URL) (*url.URL, error), []string, error) {
 	env := func(upper, lower string) string {
@@ -40,7 +41,7 @@ func proxyFunc(p *Proxy, host podvm.Host) (func(*url.URL) (*url.URL, error), []s
 	if p != nil {
 		conf = httpproxy.Config{HTTPSProxy: p.HTTPS, HTTPProxy: p.HTTP, NoProxy: p.NoProxy}
 	}
-	var hosts []string
+	var addrs []string
 	for scheme, s := range map[string]string{"https": conf.HTTPSProxy, "http": conf.HTTPProxy} {
 		if s == "" {
 			continue
@@ -52,9 +53,13 @@ func proxyFunc(p *Proxy, host podvm.Host) (func(*url.URL) (*url.URL, error), []s
 		if err != nil || u == nil || u.Hostname() == "" || isURL && (bad != nil || own.Hostname() == "") {
 			return nil, nil, fmt.Errorf("the %s proxy is not [http[s]://|socks5://][user:password@]host[:port]", scheme) // it may hold a password
 		}
-		hosts = append(hosts, u.Hostname())
+		port := u.Port()
+		if port == "" {
+			port = map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}[u.Scheme]
+		}
+		addrs = append(addrs, net.JoinHostPort(u.Hostname(), port))
 	}
-	return conf.ProxyFunc(), hosts, nil
+	return conf.ProxyFunc(), addrs, nil
 }
 
 // checkProxy judges a proxy's answer to CONNECT.

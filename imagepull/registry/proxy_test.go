@@ -70,6 +70,17 @@ func TestProxySelection(t *testing.T) {
 	}
 }
 
+func TestProxyAddresses(t *testing.T) {
+	for text, want := range map[string]string{
+		"conf.test": "conf.test:80", "http://conf.test:2": "conf.test:2", "https://u:p@conf.test": "conf.test:443",
+		"socks5://[::1]": "[::1]:1080", "http://[::1]:3128/": "[::1]:3128",
+	} {
+		if _, addrs, err := proxyFunc(&Proxy{HTTPS: text}, podvm.Host{}); err != nil || len(addrs) != 1 || addrs[0] != want {
+			t.Errorf("%s: %q, %v; want %s", text, addrs, err, want)
+		}
+	}
+}
+
 func TestNewClientRefuses(t *testing.T) {
 	if _, err := NewClient(Options{Roots: []string{"not PEM"}}); err == nil {
 		t.Error("a root that is no certificate was accepted")
