@@ -25,7 +25,7 @@ func (r *Repository) Blob(ctx context.Context, desc Descriptor) (io.ReadCloser, 
 	what := "layer " + desc.Digest + " of " + r.ref.Name()
 	b, err := r.source(desc, r.http, r.base+"/blobs/"+desc.Digest).start(ctx)
 	if errors.Is(err, ErrNotFound) && isForeign(desc.MediaType) {
-		for _, u := range desc.URLs {
+		for _, u := range desc.URLs[:min(len(desc.URLs), maxURLs)] {
 			if parsed, e := url.Parse(u); e != nil || parsed.Scheme != "https" || parsed.User != nil {
 				continue
 			}
@@ -40,6 +40,9 @@ func (r *Repository) Blob(ctx context.Context, desc Descriptor) (io.ReadCloser, 
 	}
 	return &explained{ReadCloser: b, ctx: ctx, registry: r.ref.Registry, what: what}, nil
 }
+
+// maxURLs is how many URLs of a foreign layer are tried.
+const maxURLs = 16
 
 // isForeign tells layers that need not be in the registry.
 // Source: OCI image-spec v1.1 layer.md, docker image manifest v2.2.

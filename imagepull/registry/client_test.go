@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -213,6 +214,7 @@ func TestForeignLayer(t *testing.T) {
 		"redirected to http":      {foreign, []string{other.URL + "/plain"}, errRedirect},
 		"nowhere":                 {foreign, []string{other.URL + "/gone"}, ErrNotFound},
 		"no URLs":                 {foreign, nil, ErrNotFound},
+		"too many URLs":           {foreign, append(slices.Repeat([]string{other.URL + "/gone"}, maxURLs), other.URL+"/blob"), ErrNotFound},
 		"ordinary layer has none": {registrytest.GzipType, []string{other.URL + "/blob"}, ErrNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
