@@ -64,13 +64,12 @@ func TestNoReaderMakesItSpin(t *testing.T) {
 						s := &script{data: tt.raw[:n], chunk: chunk, end: end, together: together && end != nil, max: n + 200}
 						got, err := io.ReadAll(NewReader(s, Options{}))
 						want := end
-						switch end { //nolint:errorlint // as it is
-						case nil:
+						if end == nil {
 							want = io.ErrNoProgress
-						case io.EOF:
-							if want = io.ErrUnexpectedEOF; err == nil {
-								want = nil // between members
-							}
+						} else if errors.Is(end, io.EOF) && err != nil { // not between members
+							want = io.ErrUnexpectedEOF
+						} else if errors.Is(end, io.EOF) {
+							want = nil
 						}
 						if !errors.Is(err, want) || !bytes.HasPrefix(tt.plain, got) {
 							t.Fatalf("%s, %d bytes by %d, then %v (with them: %t): %v, %d calls", tt.name, n, chunk, end, together, err, s.calls)
