@@ -32,7 +32,8 @@ func (p *pulling) checkSpace(layers pullLayers) error {
 	}
 	seen := map[store.ID]bool{}
 	for _, l := range layers {
-		if seen[l.id] || p.store.Has(l.id) {
+		// What another pull is fetching already takes space, or will, but once.
+		if seen[l.id] || p.store.Begun(l.id) {
 			continue
 		}
 		seen[l.id] = true

@@ -3,6 +3,7 @@ package imagepull
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/sealpod/sealpod/imagepull/layer"
 	"github.com/sealpod/sealpod/imagepull/registry/registrytest"
+	"github.com/sealpod/sealpod/imagepull/store"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
@@ -181,5 +183,37 @@ func TestDiskFullAtEveryFile(t *testing.T) {
 		if !slices.ContainsFunc(failed, func(s string) bool { return strings.Contains(s, phase) }) {
 			t.Errorf("the disk was never full at %q:\n%s", phase, strings.Join(failed, "\n"))
 		}
+	}
+}
+
+// TestLayerOnItsWayTakesNoMoreSpace: of two pulls of one image the second needs
+// nothing that the first does not, also when that has filled most of the disk.
+func TestLayerOnItsWayTakesNoMoreSpace(t *testing.T) {
+	m := newMachine(t)
+	m.needRoot(t)
+	m.onTmpfs(t, "size=10m")
+	p := m.puller(t)
+	st, err := p.openStore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := &pullLayer{id: store.ID{Blob: "sha256:b", DiffID: "sha256:d"}, spec: layer.Spec{Size: 6 << 20}}
+	other := &pullLayer{id: store.ID{Blob: "sha256:x", DiffID: "sha256:d"}, spec: layer.Spec{Size: 6 << 20}}
+	lease := st.Begin()
+	_, err = lease.Layer(t.Context(), one.id, func(_ context.Context, dir string) error {
+		if err := os.WriteFile(filepath.Join(dir, "f"), make([]byte, 6<<20), 0o600); err != nil {
+			return err
+		}
+		second := &pulling{Puller: p, store: st, log: p.deps.Log}
+		if err := second.checkSpace(pullLayers{one}); err != nil {
+			t.Errorf("the same layer: %v", err)
+		}
+		if err := second.checkSpace(pullLayers{one, other}); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("another one: %v", err)
+		}
+		return nil
+	})
+	if err := errors.Join(err, lease.Release()); err != nil {
+		t.Error(err)
 	}
 }

@@ -129,6 +129,13 @@ func (s *Store) Has(id ID) bool {
 	return e != nil && e.filling == nil
 }
 
+// Begun says whether the layer is there or somebody is about to put it there.
+func (s *Store) Begun(id ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.layers[s.name(id)] != nil
+}
+
 func (s *Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.dir}, elem...)...)
 }
