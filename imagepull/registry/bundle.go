@@ -166,7 +166,7 @@ func (r *Repository) bundle(ctx context.Context, d Descriptor) ([]byte, error) {
 // Errors: ErrUnauthorized, ErrNotFound, ErrUnavailable, podvm.ErrTooLarge.
 func (c *Client) Fetch(ctx context.Context, at *url.URL, limit int64) ([]byte, error) {
 	plain := &http.Client{
-		Transport:     &guard{next: c.base, host: at.Host, plain: at.Scheme == "http"},
+		Transport:     &guard{own: c.own, others: c.others, host: at.Host, plain: at.Scheme == "http"},
 		CheckRedirect: checkRedirect,
 	}
 	r := &Repository{ref: Reference{Registry: at.Host}, base: at.String(), client: c, opts: c.opts, log: c.opts.Log, http: plain}

@@ -53,8 +53,11 @@ type Options struct {
 
 // Client holds the connections to registries. It is safe for concurrent use.
 type Client struct {
-	opts    Options
-	base    *http.Transport
+	opts Options
+	// Idle connections are kept apart, so that none that was made to a registry
+	// on this machine serves what others lead to.
+	own     *http.Transport // to registries themselves
+	others  *http.Transport // to elsewhere, see dialer
 	ranging ranging
 	helpers chan struct{} // one value per further connection in use
 	pages   sync.Pool     // of *[pageSize]byte
@@ -88,10 +91,10 @@ func NewClient(opts Options) (*Client, error) {
 	d := &dialer{Dialer: net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}, proxies: proxies}
 	c := &Client{opts: opts, ranging: defaultRanging, helpers: make(chan struct{}, maxHelpers), logins: map[string]*login{}}
 	c.pages.New = func() any { return new([pageSize]byte) }
-	c.base = &http.Transport{
+	c.own = &http.Transport{
 		Proxy:                  func(r *http.Request) (*url.URL, error) { return proxy(r.URL) },
 		OnProxyConnectResponse: checkProxy,
-		DialContext:            d.dial,
+		DialContext:            d.DialContext,
 		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    connect,
 		ResponseHeaderTimeout:  header,
@@ -105,11 +108,16 @@ func NewClient(opts Options) (*Client, error) {
 		// so that parallel layers do not share one TCP connection.
 		DisableCompression: true,
 	}
+	c.others = c.own.Clone()
+	c.others.DialContext = d.dial
 	return c, nil
 }
 
 // Close closes idle connections.
-func (c *Client) Close() { c.base.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.own.CloseIdleConnections()
+	c.others.CloseIdleConnections()
+}
 
 func rootPool(extra []string) (*x509.CertPool, error) {
 	if len(extra) == 0 {
@@ -144,7 +152,7 @@ func (c *Client) Open(ctx context.Context, cand Candidate, cred Credentials) (*R
 	registry := &url.URL{Scheme: scheme, Host: host, Path: "/v2/"}
 	cred.Password = slices.Clone(cred.Password) // the caller wipes its own
 	plain := &http.Client{
-		Transport:     &guard{next: c.base, host: host, plain: cand.Insecure},
+		Transport:     &guard{own: c.own, others: c.others, host: host, plain: cand.Insecure},
 		CheckRedirect: checkRedirect,
 	}
 	in := &session{

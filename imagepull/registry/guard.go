@@ -30,9 +30,10 @@ var (
 // leads to plain HTTP elsewhere, and none leads to addresses of this machine,
 // unless it is there itself.
 type guard struct {
-	next  http.RoundTripper
-	host  string // host[:port] of the registry
-	plain bool
+	own    http.RoundTripper // to the registry
+	others http.RoundTripper // to elsewhere, refuses addresses of this machine
+	host   string            // host[:port] of the registry
+	plain  bool
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -43,9 +44,12 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	default:
 		return nil, fmt.Errorf("%w: %s to %s", errScheme, podvm.Printable(req.URL.Scheme, 16), podvm.Printable(req.URL.Host, 128))
 	}
-	req = req.Clone(context.WithValue(req.Context(), namedHost{}, (&url.URL{Host: g.host}).Hostname()))
+	req = req.Clone(req.Context())
 	req.Header.Set("User-Agent", "sealpod/"+podvm.Version())
-	return g.next.RoundTrip(req)
+	if req.URL.Hostname() == (&url.URL{Host: g.host}).Hostname() {
+		return g.own.RoundTrip(req)
+	}
+	return g.others.RoundTrip(req)
 }
 
 // checkRedirect lets a registry point to its blob store, a few hops at most
@@ -63,24 +67,16 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// namedHost is the context key of the registry's host, without port.
-type namedHost struct{}
-
-// dialer connects to where requests go, but to addresses of this machine only
-// for the registry itself and the configured proxies: names of others may
-// resolve to anything.
+// dialer connects to where a registry leads, but to addresses of this machine
+// only for the configured proxies: other names may resolve to anything.
 type dialer struct {
 	net.Dialer
 	proxies []string // host:port
 }
 
 func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, fmt.Errorf("reading the address: %w", err)
-	}
 	one := d.Dialer
-	if named, _ := ctx.Value(namedHost{}).(string); host != named && !slices.Contains(d.proxies, addr) {
+	if !slices.Contains(d.proxies, addr) {
 		one.Control = refuseLocal
 	}
 	return one.DialContext(ctx, network, addr)

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -32,14 +31,39 @@ func TestLocalProxyOpensNothingBesideIt(t *testing.T) {
 	t.Cleanup(proxy.Close)
 	t.Cleanup(other.Close)
 	c := client(t, func(o *Options) { o.Proxy = &Proxy{HTTPS: proxy.URL} })
-	ctx := context.WithValue(t.Context(), namedHost{}, "registry.test")
-	conn, err := c.base.DialContext(ctx, "tcp", proxy.Listener.Addr().String())
+	conn, err := c.others.DialContext(t.Context(), "tcp", proxy.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = conn.Close()
-	if conn, err = c.base.DialContext(ctx, "tcp", other.Listener.Addr().String()); !errors.Is(err, errLocal) {
+	if conn, err = c.others.DialContext(t.Context(), "tcp", other.Listener.Addr().String()); !errors.Is(err, errLocal) {
 		t.Errorf("connected to %v: %v", conn, err)
+	}
+}
+
+// TestConnectionToALocalRegistryIsItsOwn: once it is there, no other registry
+// gets to use it.
+func TestConnectionToALocalRegistryIsItsOwn(t *testing.T) {
+	local := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(local.Close)
+	c := client(t, nil)
+	ask := func(registry string) error {
+		g := &guard{own: c.own, others: c.others, host: registry, plain: true}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, local.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := g.RoundTrip(req)
+		if err == nil {
+			discard(resp)
+		}
+		return err
+	}
+	if err := ask(local.Listener.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask("registry.test"); !errors.Is(err, errLocal) {
+		t.Errorf("led to a local registry: %v", err)
 	}
 }
 
@@ -62,10 +86,11 @@ func TestSchemesOfARegistry(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			passed := false
-			g := &guard{host: "r.test", plain: tt.plain, next: roundTripper(func(r *http.Request) (*http.Response, error) {
+			pass := roundTripper(func(r *http.Request) (*http.Response, error) {
 				passed = true
 				return &http.Response{Request: r}, nil
-			})}
+			})
+			g := &guard{host: "r.test", plain: tt.plain, own: pass, others: pass}
 			u, err := url.Parse(tt.url)
 			if err != nil {
 				t.Fatal(err)
