@@ -245,6 +245,15 @@ func TestRangesThatAreNoneAtAll(t *testing.T) {
 		"ignored later": func(s *blobServer, w http.ResponseWriter, _ *http.Request, first int) bool {
 			return first > 30<<10 && whole(s, w)
 		},
+		"ignored after one that broke before its first byte": func(s *blobServer, w http.ResponseWriter, _ *http.Request, _ int) bool {
+			if s.Seen("/blobs/") > 1 {
+				return whole(s, w)
+			}
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-8191/%d", len(s.blob)))
+			w.WriteHeader(http.StatusPartialContent)
+			flush(w)
+			panic(http.ErrAbortHandler)
+		},
 		"not satisfiable": func(_ *blobServer, w http.ResponseWriter, r *http.Request, first int) bool {
 			if first > 0 || r.Header.Get("Range") == "" {
 				return false
