@@ -152,7 +152,7 @@ func TestKilledAtAnyPoint(t *testing.T) {
 func pullUntilKilled(t *testing.T, m *machine, after time.Duration) (took time.Duration) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestPullerProcess$")
-	cmd.Env = append(os.Environ(), childHost+"="+m.Host, childWork+"="+filepath.Dir(m.work))
+	cmd.Env = append(os.Environ(), "TMPDIR="+t.TempDir(), childHost+"="+m.Host, childWork+"="+filepath.Dir(m.work))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
