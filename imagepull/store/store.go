@@ -238,10 +238,11 @@ func (s *Store) forget() error {
 }
 
 // removeAll is os.RemoveAll for trees whose directories may lack write
-// permission for their owner.
+// permission for their owner. Root needs none, and must not follow a link that a
+// container puts in the place of a directory meanwhile.
 func removeAll(path string) error {
 	err := os.RemoveAll(path)
-	if !errors.Is(err, fs.ErrPermission) {
+	if !errors.Is(err, fs.ErrPermission) || os.Geteuid() == 0 {
 		return err
 	}
 	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
