@@ -138,18 +138,7 @@ func (r *Repository) bundle(ctx context.Context, d Descriptor) ([]byte, error) {
 	if err := d.check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrManifest, err)
 	}
-	raw, _, err := r.manifest(ctx, d.Digest)
-	if err != nil {
-		return nil, err
-	}
-	doc, isIndex, err := parseDocument(raw)
-	if err != nil {
-		return nil, err
-	}
-	if isIndex {
-		return nil, fmt.Errorf("%w: an index for a bundle", ErrManifest)
-	}
-	m, err := doc.manifest()
+	m, err := r.artifact(ctx, d.Digest)
 	if err != nil {
 		return nil, err
 	}

@@ -106,6 +106,23 @@ func (r *Repository) config(ctx context.Context, img *Image, m *Manifest) error 
 	return nil
 }
 
+// artifact fetches the manifest of something that belongs to an image, which
+// is no index. target is a tag or a digest.
+func (r *Repository) artifact(ctx context.Context, target string) (*Manifest, error) {
+	raw, _, err := r.manifest(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	doc, isIndex, err := parseDocument(raw)
+	if err != nil {
+		return nil, err
+	}
+	if isIndex {
+		return nil, fmt.Errorf("%w: an index where signatures are expected", ErrManifest)
+	}
+	return doc.manifest()
+}
+
 // manifest fetches a manifest or index by tag or digest and returns its bytes
 // with their digest: the one asked for, or else sha256 of what came.
 func (r *Repository) manifest(ctx context.Context, target string) (raw []byte, digest string, err error) {

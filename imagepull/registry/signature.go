@@ -31,21 +31,10 @@ func (r *Repository) signatures(ctx context.Context, digest string) ([]policy.Si
 	if err := checkDigest(digest); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrManifest, err)
 	}
-	raw, _, err := r.manifest(ctx, signatureTag(digest))
+	m, err := r.artifact(ctx, signatureTag(digest))
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	doc, isIndex, err := parseDocument(raw)
-	if err != nil {
-		return nil, err
-	}
-	if isIndex {
-		return nil, fmt.Errorf("%w: an index under a signature tag", ErrManifest)
-	}
-	m, err := doc.manifest()
 	if err != nil {
 		return nil, err
 	}
