@@ -17,8 +17,9 @@ const (
 	// defaultAgent is the user agent of the client this one stands in for.
 	// Source: guest-components kbs_protocol/src/lib.rs at 8246e5e0.
 	defaultAgent       = "attestation-agent-kbs-client/0.1.0"
-	defaultAttempts    = 5
+	defaultAttempts    = 8
 	defaultRetryPause  = time.Second
+	firstPause         = 16      // part of the pause that the first one is
 	defaultMaxResource = 8 << 20 // twice what a ttrpc frame can carry on
 )
 
@@ -34,8 +35,11 @@ type ClientConfig struct {
 	// RequestTimeout bounds one HTTP request; 60 s by default. The context of
 	// a call bounds the call as a whole.
 	RequestTimeout time.Duration
-	// Attempts is how often a handshake is tried, and RetryPause the time
-	// between: 5 and 1 s by default.
+	// Attempts is how often a handshake or a request for a resource is tried
+	// while the KBS does not answer: 8 by default. RetryPause is the longest
+	// time between, 1 s by default; the first pause is a sixteenth of it and
+	// each next twice the one before, so that a KBS that is merely restarted
+	// costs little, and one that is gone an error after four seconds.
 	Attempts   int
 	RetryPause time.Duration
 	// MaxResource caps an encrypted resource in bytes; 8 MiB by default.
@@ -82,8 +86,9 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 func (c *Client) Close() { c.web.transport.CloseIdleConnections() }
 
 // Resource fetches what u names with a token and decrypts it with the token's
-// key. It makes one request: getting a fresh token after ErrUnauthorized is the
-// caller's part. The caller wipes the result.
+// key. A KBS that does not answer is asked again while ctx leaves time for it;
+// getting a fresh token after ErrUnauthorized is the caller's part. The caller
+// wipes the result.
 //
 // Errors: ErrUnauthorized, ErrDenied, ErrNotFound, ErrUnreachable, ErrProtocol,
 // ErrDecrypt.
@@ -92,9 +97,13 @@ func (c *Client) Resource(ctx context.Context, tok *Token, u URI) (podvm.Secret,
 	if u.query != "" {
 		path += "?" + u.query
 	}
-	body, err := c.web.send(ctx, request{method: http.MethodGet, path: path, bearer: tok.JWT, limit: c.maxResource})
+	var body []byte
+	err := c.retry(ctx, "resource", func() (err error) {
+		body, err = c.web.send(ctx, request{method: http.MethodGet, path: path, bearer: tok.JWT, limit: c.maxResource})
+		return c.resourceError(u, err)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("fetching %s: %w", podvm.Printable(u.String(), 256), c.resourceError(u, err))
+		return nil, fmt.Errorf("fetching %s: %w", podvm.Printable(u.String(), 256), err)
 	}
 	defer clear(body)
 	secret, err := tok.Key.Decrypt(body)
@@ -105,13 +114,30 @@ func (c *Client) Resource(ctx context.Context, tok *Token, u URI) (podvm.Secret,
 	return secret, nil
 }
 
+// retry calls try until it succeeds, fails for good, has failed c.attempts times
+// or ctx leaves no time for another pause.
+func (c *Client) retry(ctx context.Context, what string, try func() error) error {
+	pause := c.pause / firstPause
+	for attempt := 1; ; attempt++ {
+		err := try()
+		if err == nil || !errors.Is(err, errRetry) {
+			return err
+		}
+		if attempt >= c.attempts || !wait(ctx, pause) {
+			return fmt.Errorf("attempt %d: %w", attempt, err)
+		}
+		c.log.Warn("The KBS is asked again", "for", what, "kbs", c.web.base, "attempt", attempt, "err", err)
+		pause = min(2*pause, c.pause)
+	}
+}
+
 // resourceError maps an answer to a resource request. A KBS of this protocol
 // says 401 for nearly everything, so the variant decides.
 // Source: trustee kbs/src/error.rs at 78962cd4; 403 in later commits.
 func (c *Client) resourceError(u URI, err error) error {
 	var e *httpError
 	if !errors.As(err, &e) {
-		return err
+		return err // nil included
 	}
 	name := podvm.Printable(u.String(), 256)
 	switch {

@@ -201,9 +201,9 @@ func TestAttestErrors(t *testing.T) {
 		"hash not a string":        {hash: `7`, want: ErrProtocol, cause: "hash", tries: 1},
 		"hash not known":           {hash: `"sm3"`, want: ErrProtocol, cause: "hash", tries: 1},
 		"redirect":                 {auth: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/x", http.StatusFound) }, want: ErrProtocol, cause: "redirects", tries: 1},
-		"overload is tried again":  {auth: refuser(503, "", ""), want: ErrUnreachable, cause: "503", tries: 5},
+		"overload is tried again":  {auth: refuser(503, "", ""), want: ErrUnreachable, cause: "503", tries: defaultAttempts},
 		"broken device":            {tee: fakeTEE{err: errTEE}, want: errTEE, cause: "", tries: 1},
-		"attest gone, tried again": {attest: refuser(502, "", ""), want: ErrUnreachable, cause: "502", tries: 5},
+		"attest gone, tried again": {attest: refuser(502, "", ""), want: ErrUnreachable, cause: "502", tries: defaultAttempts},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -365,5 +365,62 @@ func TestReasonsOfADenial(t *testing.T) {
 		if _, err := k.client(t, nil).Resource(t.Context(), mustToken(t), u); Reasons(err) != "" {
 			t.Errorf("%q: reasons of a refused token: %q", detail, Reasons(err))
 		}
+	}
+}
+
+func TestResourceRecoversFromAnOutage(t *testing.T) {
+	k := newFakeKBS(t)
+	c := k.client(t, nil)
+	tok, err := c.Attest(t.Context(), &fakeTEE{}, nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	uri, err := ParseURI("kbs:///a/b/c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tries := 0
+	k.onGet = func(w http.ResponseWriter, _ *http.Request) {
+		if tries++; tries == 3 {
+			k.onGet = nil
+		}
+		panic(http.ErrAbortHandler)
+	}
+	if _, err := c.Resource(t.Context(), tok, uri); err != nil {
+		t.Fatal(err)
+	}
+	if tries != 3 {
+		t.Errorf("%d requests failed", tries)
+	}
+}
+
+// A KBS restarted between challenge and evidence knows nothing of the session.
+func TestAttestSurvivesALostSession(t *testing.T) {
+	k := newFakeKBS(t)
+	k.onAuth = func(w http.ResponseWriter, r *http.Request) {
+		k.onAuth = nil
+		w.Header().Set("Connection", "close")
+		k.mu.Unlock() // which auth holds and takes again
+		defer k.mu.Lock()
+		k.auth(w, r)
+	}
+	k.onAttest = func(w http.ResponseWriter, _ *http.Request) {
+		k.onAttest = nil
+		refuse(w, 401, "AttestationError", "no such session")
+	}
+	if _, err := k.client(t, nil).Attest(t.Context(), &fakeTEE{}, nil, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAttestTakesARefusalOnNewConnectionsAsFinalTheSecondTime(t *testing.T) {
+	k := newFakeKBS(t)
+	k.Config.SetKeepAlivesEnabled(false)
+	k.onAttest = refuser(401, "AttestationError", "bad evidence")
+	if _, err := k.client(t, nil).Attest(t.Context(), &fakeTEE{}, nil, ""); !errors.Is(err, ErrUnauthorized) {
+		t.Fatal(err)
+	}
+	if k.auths != 2 {
+		t.Errorf("%d handshakes", k.auths)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/cookiejar"
+	"net/http/httptrace"
 	"strings"
 	"time"
 
@@ -26,13 +27,18 @@ type Evidencer interface {
 	AdditionalEvidence(ctx context.Context, reportData []byte) (string, error)
 }
 
+// errMoved marks a refusal of evidence that came over another connection than
+// the challenge.
+var errMoved = errors.New("the KBS took up the handshake on a new connection")
+
 // extraParams names the hashes report data can be made with, in a Request.
 const extraParams = `{"supported-hash-algorithms":["sha256","sha384","sha512"]}`
 
 // Attest proves the TEE to the KBS and returns the token it issues, bound to a
 // new key of kind alg. init, the plaintext of the init data, may be nil. When
 // the KBS does not answer, the handshake is tried again while ctx leaves time
-// for it; a refusal is final.
+// for it; a refusal is final, unless it may come from a server that was
+// restarted in the middle and has lost the session: that is tried once more.
 //
 // Errors: ErrUnauthorized when the KBS refuses, ErrUnreachable, ErrProtocol, or
 // what ev returned.
@@ -42,16 +48,20 @@ func (c *Client) Attest(ctx context.Context, ev Evidencer, init *InitData, alg K
 	if err != nil {
 		return nil, err
 	}
-	for attempt := 1; ; attempt++ {
-		jwt, err := c.handshake(ctx, ev, init, key.Public())
-		if err == nil {
-			return c.token(jwt, key)
+	var jwt string
+	lost := false
+	err = c.retry(ctx, "attestation", func() (err error) {
+		jwt, err = c.handshake(ctx, ev, init, key.Public())
+		if errors.Is(err, errMoved) && !lost {
+			lost = true
+			return fmt.Errorf("%w: %w", errRetry, err)
 		}
-		if !errors.Is(err, errRetry) || attempt >= c.attempts || !wait(ctx, c.pause) {
-			return nil, fmt.Errorf("attesting to %s, attempt %d: %w", c.web.base, attempt, err)
-		}
-		c.log.Warn("Attestation is tried again", "kbs", c.web.base, "attempt", attempt, "err", err)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("attesting to %s: %w", c.web.base, err)
 	}
+	return c.token(jwt, key)
 }
 
 func (c *Client) token(jwt string, key *TEEKey) (*Token, error) {
@@ -98,7 +108,13 @@ func (c *Client) handshake(ctx context.Context, ev Evidencer, init *InitData, pu
 		return "", err
 	}
 	var out TokenResponse
-	if err := c.post(ctx, jar, "attest", msg, &out, maxToken); err != nil {
+	moved := false
+	trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { moved = !i.Reused }}
+	err = c.post(httptrace.WithClientTrace(ctx, trace), jar, "attest", msg, &out, maxToken)
+	if moved && errors.Is(err, ErrUnauthorized) {
+		return "", fmt.Errorf("%w: %w", errMoved, err)
+	}
+	if err != nil {
 		return "", err
 	}
 	return out.Token, nil

@@ -34,23 +34,29 @@ func NewClient(path string, wait time.Duration) *Client {
 	return &Client{path: path, wait: wait}
 }
 
+// maxTries is how often Do runs a call whose peer goes away meanwhile. It is
+// small, because the call may be what makes the peer go.
+const maxTries = 4
+
 // Do runs call with a live connection. When the peer closed the connection,
-// call runs once more on a new one, so it must be safe to repeat.
+// call runs again on a new one, at most three times, so it must be safe to
+// repeat.
 // Errors: ErrPeerAbsent, or whatever call returned.
 func (c *Client) Do(ctx context.Context, call func(*ttrpc.Client) error) error {
-	conn, err := c.get(ctx)
-	if err != nil {
-		return err
+	for try := 1; ; try++ {
+		conn, err := c.get(ctx)
+		if err != nil {
+			return err
+		}
+		err = call(conn)
+		if !errors.Is(err, ttrpc.ErrClosed) || ctx.Err() != nil {
+			return err
+		}
+		c.drop(conn)
+		if try == maxTries {
+			return err
+		}
 	}
-	err = call(conn)
-	if !errors.Is(err, ttrpc.ErrClosed) || ctx.Err() != nil {
-		return err
-	}
-	c.drop(conn)
-	if conn, err = c.get(ctx); err != nil {
-		return err
-	}
-	return call(conn)
 }
 
 // Close closes the connection; a later Do dials again.

@@ -212,6 +212,27 @@ func TestClientSurvivesARestartedServer(t *testing.T) {
 	}
 }
 
+func TestClientRepeatsACallWhosePeerGoesAway(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.sock")
+	start(t, &hub{}, path)
+	for kills, want := range map[int]error{maxTries - 1: nil, maxTries: ttrpc.ErrClosed} {
+		c, tries := client(t, path), 0
+		err := c.Do(t.Context(), func(conn *ttrpc.Client) error {
+			if tries++; tries <= kills {
+				_ = conn.Close()
+			}
+			var in, out datahub.GetResourceRequest
+			return conn.Call(t.Context(), "none", "None", &in, &out)
+		})
+		if status.Code(err) == codes.Unimplemented {
+			err = nil // it arrived
+		}
+		if !errors.Is(err, want) || tries != maxTries {
+			t.Errorf("%d kills: %v after %d tries", kills, err, tries)
+		}
+	}
+}
+
 func TestClientWaitsForALateServer(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "deep", "s.sock")
 	answer := make(chan error, 1)
