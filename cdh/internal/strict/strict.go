@@ -131,6 +131,26 @@ func (o Object) Bytes(name string) ([]byte, error) {
 	return b, nil
 }
 
+// Texts returns the member name, which must be an object of strings whose names
+// all differ, or nil when it is absent.
+func (o Object) Texts(name string) (map[string]string, error) {
+	v, ok := o[name]
+	if !ok {
+		return nil, nil
+	}
+	in, err := Parse(v)
+	if err != nil {
+		return nil, fmt.Errorf("member %q: %w", name, err)
+	}
+	texts := make(map[string]string, len(in))
+	for k, v := range in {
+		if texts[k], err = Text(v); err != nil {
+			return nil, fmt.Errorf("member %q: one of its members: %w", name, err)
+		}
+	}
+	return texts, nil
+}
+
 // Text returns the JSON string v holds.
 func Text(v json.RawMessage) (string, error) {
 	if len(v) == 0 || v[0] != '"' {

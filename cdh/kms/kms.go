@@ -1,0 +1,104 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sealpod/sealpod/cdh/internal/strict"
+	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
+	"github.com/sealpod/sealpod/podvm"
+)
+
+type (
+	// Object is a JSON object of provider settings or annotations.
+	Object = wire.Object
+	// Provider is a key management service with its settings.
+	Provider = wire.Provider
+	// Env is what a provider has of the world around it.
+	Env = wire.Env
+	// Files gives out credential files.
+	Files = wire.Files
+	// Wrapped is a key as a service wrapped it for the guest.
+	Wrapped = wire.Wrapped
+)
+
+// What callers tell apart. Each comes with a sentence for podvm.Cause.
+var (
+	// ErrUnknownProvider says that this build has no provider of that name.
+	ErrUnknownProvider = errors.New("unknown KMS provider")
+	ErrSettings        = wire.ErrSettings    // see there
+	ErrCredential      = wire.ErrCredential  // see there
+	ErrUnsupported     = wire.ErrUnsupported // see there
+	ErrService         = wire.ErrService     // see there
+	ErrUnreachable     = wire.ErrUnreachable // see there
+)
+
+// ParseObject reads a JSON object strictly: names must differ, nothing follows
+// it. Nothing at all and null are errors. Errors: ErrSettings.
+func ParseObject(raw []byte) (Object, error) {
+	o, err := strict.Parse(raw)
+	if err != nil {
+		return nil, wire.Settings(err)
+	}
+	return o, nil
+}
+
+// Config says what a Client works with. The zero value works.
+type Config struct {
+	// Host is the machine with the credential files and the environment.
+	Host podvm.Host
+	// Log takes warnings; nil: slog.Default.
+	Log *slog.Logger
+}
+
+// Client opens providers. It keeps connections and logins, is safe for
+// concurrent use and must be closed.
+type Client struct {
+	http      *wire.Client
+	providers map[string]wire.Opener
+}
+
+// New returns a Client. It touches neither network nor files.
+func New(cfg Config) *Client {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	c := &Client{http: wire.NewClient(wire.ClientConfig{Host: cfg.Host, Log: cfg.Log}), providers: map[string]wire.Opener{}}
+	for name, open := range providers {
+		c.providers[name] = open(Env{
+			Host:  cfg.Host,
+			HTTP:  c.http,
+			Files: wire.CredentialDir(cfg.Host, name),
+			Now:   time.Now,
+			Log:   cfg.Log,
+		})
+	}
+	return c
+}
+
+// Close closes the connections that are kept open.
+func (c *Client) Close() { c.http.Close() }
+
+// Open returns the provider of that name, in any case, with its settings. It
+// does not wait for anything: connections are made by the provider's calls.
+// Errors: ErrUnknownProvider, ErrSettings.
+func (c *Client) Open(_ context.Context, name string, settings Object) (Provider, error) {
+	open := c.providers[strings.ToLower(name)]
+	if open == nil {
+		name = podvm.Printable(name, 64)
+		have := strings.Join(slices.Sorted(maps.Keys(c.providers)), ", ")
+		return nil, podvm.Explain(fmt.Errorf("%w: %q", ErrUnknownProvider, name),
+			fmt.Sprintf("unknown KMS provider %q: this build has %s", name, have))
+	}
+	p, err := open(settings)
+	if err != nil {
+		return nil, fmt.Errorf("opening the KMS provider %s: %w", strings.ToLower(name), err)
+	}
+	return p, nil
+}

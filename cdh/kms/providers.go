@@ -1,0 +1,7 @@
+package kms
+
+import "github.com/sealpod/sealpod/cdh/kms/internal/wire"
+
+// providers has what this build knows. What New of a provider package returns
+// may keep state, such as a login; it lives as long as the Client.
+var providers = map[string]func(wire.Env) wire.Opener{}
