@@ -1,11 +1,10 @@
 package server
 
 import (
-	"context"
-
 	"google.golang.org/grpc"
 
 	aa "github.com/sealpod/sealpod/api/attestationagent"
+	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
 const grpcServiceName = "attestation_agent.AttestationAgentService"
@@ -16,33 +15,12 @@ var grpcService = grpc.ServiceDesc{
 	ServiceName: grpcServiceName,
 	HandlerType: (*aa.AttestationAgentServiceService)(nil),
 	Methods: []grpc.MethodDesc{
-		unary("GetEvidence", aa.AttestationAgentServiceService.GetEvidence),
-		unary("GetAdditionalEvidence", aa.AttestationAgentServiceService.GetAdditionalEvidence),
-		unary("GetToken", aa.AttestationAgentServiceService.GetToken),
-		unary("ExtendRuntimeMeasurement", aa.AttestationAgentServiceService.ExtendRuntimeMeasurement),
-		unary("BindInitData", aa.AttestationAgentServiceService.BindInitData),
-		unary("GetTeeType", aa.AttestationAgentServiceService.GetTeeType),
-		unary("GetAdditionalTees", aa.AttestationAgentServiceService.GetAdditionalTees),
+		rpc.Unary(grpcServiceName, "GetEvidence", aa.AttestationAgentServiceService.GetEvidence),
+		rpc.Unary(grpcServiceName, "GetAdditionalEvidence", aa.AttestationAgentServiceService.GetAdditionalEvidence),
+		rpc.Unary(grpcServiceName, "GetToken", aa.AttestationAgentServiceService.GetToken),
+		rpc.Unary(grpcServiceName, "ExtendRuntimeMeasurement", aa.AttestationAgentServiceService.ExtendRuntimeMeasurement),
+		rpc.Unary(grpcServiceName, "BindInitData", aa.AttestationAgentServiceService.BindInitData),
+		rpc.Unary(grpcServiceName, "GetTeeType", aa.AttestationAgentServiceService.GetTeeType),
+		rpc.Unary(grpcServiceName, "GetAdditionalTees", aa.AttestationAgentServiceService.GetAdditionalTees),
 	},
-}
-
-// unary describes one method, which call carries out.
-func unary[In, Out any](name string, call func(aa.AttestationAgentServiceService, context.Context, *In) (*Out, error)) grpc.MethodDesc {
-	return grpc.MethodDesc{
-		MethodName: name,
-		Handler: func(srv any, ctx context.Context, decode func(any) error, between grpc.UnaryServerInterceptor) (any, error) {
-			in := new(In)
-			if err := decode(in); err != nil {
-				return nil, err
-			}
-			handle := func(ctx context.Context, req any) (any, error) {
-				return call(srv.(aa.AttestationAgentServiceService), ctx, req.(*In))
-			}
-			if between == nil {
-				return handle(ctx, in)
-			}
-			info := &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + grpcServiceName + "/" + name}
-			return between(ctx, in, info, handle)
-		},
-	}
 }

@@ -37,7 +37,7 @@ func startGRPC(t *testing.T, d Deps) *grpc.ClientConn {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- rpc.ServeGRPC(ctx, l, d.Log, agent.RegisterGRPC) }()
+	go func() { done <- rpc.ServeGRPC(ctx, l, d.Log, rpc.AgentLimits, agent.RegisterGRPC) }()
 	conn, err := grpc.NewClient("passthrough:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

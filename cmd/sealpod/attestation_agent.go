@@ -119,7 +119,7 @@ func (f agentFlags) serve(ctx context.Context, at endpoint, config server.Config
 		}
 		log.Warn("Every process of this network namespace may ask for evidence and tokens", "address", l.Addr())
 		log.Info("Ready", "address", l.Addr(), "tee", tees.TEE(), "devices", tees.DeviceTEEs())
-		return rpc.ServeGRPC(ctx, l, log, agent.RegisterGRPC)
+		return rpc.ServeGRPC(ctx, l, log, rpc.AgentLimits, agent.RegisterGRPC)
 	}
 	l, err := rpc.Listen(ctx, at.socket)
 	if err != nil {

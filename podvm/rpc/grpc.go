@@ -22,10 +22,9 @@ import (
 const (
 	maxConns    = 16
 	maxStreams  = 4                // calls of one connection at once; a client queues more
-	maxRequest  = 192 << 10        // bytes: the longest runtime data or event, and room
+	window      = 192 << 10        // bytes of one call or connection that nobody has read yet
 	maxResponse = 4 << 20          // bytes, what clients take by default, and as with ttrpc
 	maxHeader   = 16 << 10         // bytes of one call's headers
-	maxCallTime = 2 * time.Minute  // for callers that set no deadline
 	maxConnIdle = 5 * time.Minute  // without calls
 	maxConnAge  = 10 * time.Minute // then the client is told to connect again
 	handshake   = 2 * time.Second  // until a connection has begun to speak HTTP/2
@@ -33,6 +32,20 @@ const (
 	pingTime    = 10 * time.Second // for the answer
 	minPings    = 10 * time.Second // between those of a client
 )
+
+// GRPCLimits bound the calls of one gRPC server.
+type GRPCLimits struct {
+	Request int           // bytes of a request
+	Call    time.Duration // of a call, for callers that set no deadline
+}
+
+// AgentLimits are for the longest runtime data or event, and room.
+var AgentLimits = GRPCLimits{Request: 192 << 10, Call: 2 * time.Minute}
+
+// HubLimits are for requests as long as those of ttrpc, and for image pulls: as
+// long as kata-agent waits for one. 16 connections with 4 such requests each
+// are 256 MB, which callers at a port can take.
+var HubLimits = GRPCLimits{Request: 4 << 20, Call: 20 * time.Minute}
 
 // LoopbackAddr returns the address in "HOST:PORT", where HOST is the number of
 // a loopback address, as in 127.0.0.1 or [::1]. No name is looked up.
@@ -55,29 +68,29 @@ func ListenLoopback(ctx context.Context, addr netip.AddrPort) (net.Listener, err
 }
 
 // ServeGRPC is Serve for gRPC without TLS: the same bound on calls, the same
-// context in handlers, the same end. A handler gets 2 minutes at most.
-func ServeGRPC(ctx context.Context, l net.Listener, log *slog.Logger, register func(grpc.ServiceRegistrar)) error {
-	return serveGRPC(ctx, l, log, drainTime, register) // tests wait less
+// context in handlers, the same end.
+func ServeGRPC(ctx context.Context, l net.Listener, log *slog.Logger, limits GRPCLimits, register func(grpc.ServiceRegistrar)) error {
+	return serveGRPC(ctx, l, log, limits, drainTime, register) // tests wait less
 }
 
-func serveGRPC(ctx context.Context, l net.Listener, log *slog.Logger, drain time.Duration, register func(grpc.ServiceRegistrar)) error {
+func serveGRPC(ctx context.Context, l net.Listener, log *slog.Logger, limits GRPCLimits, drain time.Duration, register func(grpc.ServiceRegistrar)) error {
 	g := newGate(log)
 	srv := grpc.NewServer(
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-			ctx, cancel := context.WithTimeout(ctx, maxCallTime)
+			ctx, cancel := context.WithTimeout(ctx, limits.Call)
 			defer cancel()
 			return g.run(ctx, info.FullMethod, func(ctx context.Context) (any, error) { return handle(ctx, req) })
 		}),
-		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxRecvMsgSize(limits.Request),
 		// Else they grow to 16 MiB of what nobody has read yet.
-		grpc.InitialWindowSize(maxRequest), grpc.InitialConnWindowSize(maxRequest),
+		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
 		grpc.MaxSendMsgSize(maxResponse),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeader),
 		grpc.ConnectionTimeout(handshake),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPings, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			MaxConnectionIdle: maxConnIdle, MaxConnectionAge: maxConnAge, MaxConnectionAgeGrace: maxCallTime,
+			MaxConnectionIdle: maxConnIdle, MaxConnectionAge: maxConnAge, MaxConnectionAgeGrace: limits.Call,
 			Time: pingEvery, Timeout: pingTime,
 		}),
 	)
@@ -96,4 +109,23 @@ func serveGRPC(ctx context.Context, l net.Listener, log *slog.Logger, drain time
 		err = errors.Join(err, e)
 	}
 	return err
+}
+
+// Unary describes one method of a gRPC service, which call carries out. Our
+// services are made of such methods only, over the messages ttrpc has too.
+func Unary[Srv, In, Out any](service, name string, call func(Srv, context.Context, *In) (*Out, error)) grpc.MethodDesc {
+	return grpc.MethodDesc{
+		MethodName: name,
+		Handler: func(srv any, ctx context.Context, decode func(any) error, between grpc.UnaryServerInterceptor) (any, error) {
+			in := new(In)
+			if err := decode(in); err != nil {
+				return nil, err
+			}
+			handle := func(ctx context.Context, req any) (any, error) { return call(srv.(Srv), ctx, req.(*In)) }
+			if between == nil {
+				return handle(ctx, in)
+			}
+			return between(ctx, in, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + service + "/" + name}, handle)
+		},
+	}
 }

@@ -36,21 +36,12 @@ func startGRPC(t *testing.T, h resources, drain time.Duration) (*grpc.ClientConn
 	if err != nil {
 		t.Fatal(err)
 	}
-	desc := grpc.ServiceDesc{ServiceName: "test.Resources", HandlerType: (*resources)(nil), Methods: []grpc.MethodDesc{{
-		MethodName: "GetResource",
-		Handler: func(srv any, ctx context.Context, decode func(any) error, between grpc.UnaryServerInterceptor) (any, error) {
-			in := &datahub.GetResourceRequest{}
-			if err := decode(in); err != nil {
-				return nil, err
-			}
-			return between(ctx, in, &grpc.UnaryServerInfo{FullMethod: getResourceMethod}, func(ctx context.Context, req any) (any, error) {
-				return srv.(resources).GetResource(ctx, req.(*datahub.GetResourceRequest))
-			})
-		},
-	}}}
+	desc := grpc.ServiceDesc{ServiceName: "test.Resources", HandlerType: (*resources)(nil), Methods: []grpc.MethodDesc{
+		Unary("test.Resources", "GetResource", resources.GetResource),
+	}}
 	done := make(chan error, 1)
 	go func() {
-		done <- serveGRPC(ctx, l, slog.New(slog.DiscardHandler), drain, func(s grpc.ServiceRegistrar) { s.RegisterService(&desc, h) })
+		done <- serveGRPC(ctx, l, slog.New(slog.DiscardHandler), AgentLimits, drain, func(s grpc.ServiceRegistrar) { s.RegisterService(&desc, h) })
 	}()
 	conn, err := grpc.NewClient("passthrough:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -89,7 +80,7 @@ func TestGRPCCallsAreGuardedLikeThoseOfTtrpc(t *testing.T) {
 	if _, err := getGRPC(t.Context(), conn, "panic"); status.Code(err) != codes.Internal || strings.Contains(err.Error(), "boom") {
 		t.Errorf("a panic: %v", err)
 	}
-	if _, err := getGRPC(t.Context(), conn, strings.Repeat("x", maxRequest)); status.Code(err) != codes.ResourceExhausted {
+	if _, err := getGRPC(t.Context(), conn, strings.Repeat("x", AgentLimits.Request)); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("an oversized request: %v", err)
 	}
 	if err := conn.Invoke(t.Context(), "/test.Resources/Nope", &datahub.GetResourceRequest{}, &datahub.GetResourceResponse{}); status.Code(err) != codes.Unimplemented {
@@ -112,10 +103,10 @@ type deadlines struct{}
 
 func (deadlines) GetResource(ctx context.Context, _ *datahub.GetResourceRequest) (*datahub.GetResourceResponse, error) {
 	end, ok := ctx.Deadline()
-	if left := time.Until(end); !ok || left > maxCallTime {
+	if left := time.Until(end); !ok || left > AgentLimits.Call {
 		return nil, errors.New("no deadline, or a long one")
 	}
-	return &datahub.GetResourceResponse{Resource: []byte("at most " + maxCallTime.String())}, nil
+	return &datahub.GetResourceResponse{Resource: []byte("at most " + AgentLimits.Call.String())}, nil
 }
 
 func TestServeGRPCLetsCallsFinish(t *testing.T) {
