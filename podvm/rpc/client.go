@@ -34,12 +34,14 @@ func NewClient(path string, wait time.Duration) *Client {
 	return &Client{path: path, wait: wait}
 }
 
-// maxTries is how often Do runs a call whose peer goes away meanwhile. It is
-// small, because the call may be what makes the peer go.
-const maxTries = 4
+// maxTries is how often Do runs a call whose peer goes away meanwhile. A dying
+// process may take two tries: one on the connection it had, one on a connection
+// its kernel still accepted for it. There is an end to it, because the call may
+// be what makes the peer go.
+const maxTries = 8
 
 // Do runs call with a live connection. When the peer closed the connection,
-// call runs again on a new one, at most three times, so it must be safe to
+// call runs again on a new one, at most seven times, so it must be safe to
 // repeat.
 // Errors: ErrPeerAbsent, or whatever call returned.
 func (c *Client) Do(ctx context.Context, call func(*ttrpc.Client) error) error {

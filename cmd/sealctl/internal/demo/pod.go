@@ -25,12 +25,34 @@ type pod struct {
 	ready map[string]time.Duration // from exec to serving, by applet
 }
 
-// startPod starts the daemons in g's directory, each once its predecessor
-// serves. What was started before a failure is stopped by stop.
-func startPod(ctx context.Context, sealpod string, g *guest) (*pod, error) {
-	p := &pod{guest: g, hub: rpc.NewClient(g.cdhSock, 5*time.Second), ready: map[string]time.Duration{}}
-	// All of their environment: what the user has set, for a machine of tee-sim
-	// say, must not reach them.
+// daemon is how one process of the pod is started.
+type daemon struct {
+	name  string
+	args  []string
+	probe func() bool // tells whether it serves
+}
+
+// daemons lists them in the order in which they need each other.
+func (g *guest) daemons() []daemon {
+	file := func(name string) string { return filepath.Join(g.dir, name) }
+	agent := []string{"-c", file("aa.toml"), "-a", "unix://" + g.aaSock}
+	if g.machine != nil {
+		agent = append(agent, "-t", g.initData)
+	}
+	return []daemon{
+		{"attestation-agent", agent, exists(g.aaSock)},
+		{"confidential-data-hub", []string{"-c", file("cdh.toml")}, exists(g.cdhSock)},
+		{
+			"api-server-rest",
+			[]string{"-b", g.rest, "-f", "all", "-a", "unix://" + g.aaSock, "-c", "unix://" + g.cdhSock},
+			listening(g.rest),
+		},
+	}
+}
+
+// env is all of the daemons' environment: what the user has set, for a machine
+// of tee-sim say, must not reach them.
+func (g *guest) env() []string {
 	tee := Sample
 	if g.machine != nil {
 		tee = g.machine.TEE()
@@ -39,27 +61,19 @@ func startPod(ctx context.Context, sealpod string, g *guest) (*pod, error) {
 		"SEALPOD_LOG_FORMAT=text", "RUST_LOG=info", "SEALPOD_ATTESTERS=" + tee,
 		"OCICRYPT_KEYPROVIDER_CONFIG=" + filepath.Join(g.dir, "ocicrypt_config.json"),
 	}
-	file := func(name string) string { return filepath.Join(g.dir, name) }
-	agent := []string{"-c", file("aa.toml"), "-a", "unix://" + g.aaSock}
 	if g.machine != nil {
 		env = append(env, g.machine.Env()...)
-		agent = append(agent, "-t", g.initData)
 	}
-	for _, d := range []struct {
-		name  string
-		args  []string
-		probe func() bool
-	}{
-		{"attestation-agent", agent, exists(g.aaSock)},
-		{"confidential-data-hub", []string{"-c", file("cdh.toml")}, exists(g.cdhSock)},
-		{
-			"api-server-rest",
-			[]string{"-b", g.rest, "-f", "all", "-a", "unix://" + g.aaSock, "-c", "unix://" + g.cdhSock},
-			listening(g.rest),
-		},
-	} {
+	return env
+}
+
+// startPod starts the daemons in g's directory, each once its predecessor
+// serves. What was started before a failure is stopped by stop.
+func startPod(ctx context.Context, sealpod string, g *guest) (*pod, error) {
+	p := &pod{guest: g, hub: rpc.NewClient(g.cdhSock, 5*time.Second), ready: map[string]time.Duration{}}
+	for _, d := range g.daemons() {
 		began := time.Now()
-		proc, err := start(sealpod, g.dir, d.name, env, d.args...)
+		proc, err := start(sealpod, g.dir, d.name, g.env(), d.args...)
 		if err != nil {
 			return p, err
 		}

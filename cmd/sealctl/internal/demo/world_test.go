@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,10 @@ var build struct {
 }
 
 func TestMain(m *testing.M) {
+	if os.Getenv(envStore) != "" {
+		fmt.Fprintln(os.Stderr, beRelyingParty())
+		os.Exit(1)
+	}
 	code := m.Run()
 	if build.path != "" {
 		_ = os.RemoveAll(filepath.Dir(build.path))
@@ -54,7 +59,8 @@ func sealpod(t testing.TB) string {
 type world struct {
 	*owner
 	*pod
-	dir string
+	dir     string
+	outside *keeper // of the relying party, once it has a process of its own
 }
 
 // newWorld starts all of it and stops it when the test ends.
