@@ -85,7 +85,7 @@ func parsePrefix(f fields, name string) (string, error) {
 	if err == nil && (len(text) > maxReference || !prefixRE.MatchString(text)) {
 		err = fmt.Errorf("%q is no registry host or repository: %q", name, podvm.Printable(text, 200))
 	}
-	return text, err
+	return FoldHost(text), err
 }
 
 // onCosign returns a denial when no cosign payload can satisfy the identity:
@@ -108,7 +108,7 @@ func (id identity) check(img Image, signed string) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errIdentity, err)
 	}
-	name := img.String()
+	name := FoldHost(img.String())
 	if id.kind == idRemap {
 		name = id.remap(name)
 	}

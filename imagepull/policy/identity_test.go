@@ -61,6 +61,10 @@ func TestIdentity(t *testing.T) {
 		{"remap, a host is no host with a port", `{"type":"remapIdentity","prefix":"quay.io","signedPrefix":"evil.io"}`, port, "evil.io:443/acme/app:1", false},
 		{"remap, one repository", `{"type":"remapIdentity","prefix":"quay.io/acme/app","signedPrefix":"a.io/b"}`, tagged, "a.io/b:1", true},
 
+		{"case of the host, signed", `{"type":"matchExact"}`, tagged, "Quay.IO/acme/app:1", true},
+		{"case of the host, remapped", `{"type":"remapIdentity","prefix":"QUAY.io/acme","signedPrefix":"Build.internal:5000/out"}`, Image{Registry: "Quay.IO", Repository: "acme/app", Tag: "1"}, "build.internal:5000/out/app:1", true},
+		{"case of the tag", `{"type":"matchExact"}`, tagged, "quay.io/acme/app:A", false},
+
 		{"nothing signed", `{"type":"matchRepository"}`, tagged, "", false},
 		{"nonsense signed", `{"type":"matchRepository"}`, tagged, "quay.io/ACME/app", false},
 	}

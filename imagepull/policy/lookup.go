@@ -10,6 +10,8 @@ import (
 //
 //	host/repo:tag@digest as requested, host/repo, its parents, host:port,
 //	*.domain (port left out, longest first), "", the top-level default.
+//
+// The case of a host does not matter.
 func (p *Policy) lookup(img Image) (string, []requirement) {
 	for _, scope := range img.Scopes() {
 		if reqs, ok := p.scopes[scope]; ok {
@@ -20,10 +22,10 @@ func (p *Policy) lookup(img Image) (string, []requirement) {
 }
 
 // Scopes lists the names under which there may be a rule for the image, the
-// most specific first and "" last.
+// most specific first and "" last. Hosts are in lower case.
 func (i Image) Scopes() []string {
-	out := []string{i.String()}
-	for name := i.name(); ; {
+	out := []string{FoldHost(i.String())}
+	for name := FoldHost(i.name()); ; {
 		out = append(out, name)
 		slash := strings.LastIndexByte(name, '/')
 		if slash < 0 {
@@ -31,7 +33,7 @@ func (i Image) Scopes() []string {
 		}
 		name = name[:slash]
 	}
-	for host := hostname(i.Registry); ; {
+	for host := hostname(strings.ToLower(i.Registry)); ; {
 		_, domain, found := strings.Cut(host, ".")
 		if !found {
 			break

@@ -83,10 +83,14 @@ func (p *Policy) parse(raw []byte) error {
 				}
 				continue
 			}
-			if p.scopes[scope], err = p.parseRequirements(where, scopes[scope]); err != nil {
+			folded := FoldHost(scope)
+			if _, twice := p.scopes[folded]; twice {
+				return fmt.Errorf("%s: there is another rule for the same name in another case", where)
+			}
+			if p.scopes[folded], err = p.parseRequirements(where, scopes[scope]); err != nil {
 				return err
 			}
-			if host, _, _ := strings.Cut(scope, "/"); host == "index.docker.io" {
+			if host, _, _ := strings.Cut(folded, "/"); host == "index.docker.io" {
 				p.warn("%s never matches: images of Docker Hub are looked up under docker.io", where)
 			}
 		}

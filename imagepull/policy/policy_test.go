@@ -82,6 +82,7 @@ func TestParseRefuses(t *testing.T) {
 		"identity is text":               {sigstore(keyData + `,"signedIdentity":"matchRepository"`), "not a JSON object"},
 		"exactRepository of nothing":     {sigstore(keyData + `,"signedIdentity":{"type":"exactRepository"}`), `"dockerRepository" is missing`},
 		"exactRepository of nonsense":    {sigstore(keyData + `,"signedIdentity":{"type":"exactRepository","dockerRepository":"A B"}`), "malformed"},
+		"a host in two cases":            {`{"default":` + accept + `,"transports":{"docker":{"quay.io/a":[{"type":"reject"}],"Quay.io/a":` + accept + `}}}`, "another rule for the same name in another case"},
 		"too many requirements":          {`{"default":[{"type":"reject"}` + strings.Repeat(`,{"type":"reject"}`, maxRequirements) + `],"transports":{}}`, "too large"},
 		"too large":                      {strings.Repeat(" ", maxPolicy+1), "too large"},
 	}
@@ -176,6 +177,17 @@ func TestLookup(t *testing.T) {
 	p := parsed(t, `{"default":`+accept+`,"transports":{"docker":{"reg.eu.example.com":[{"type":"reject"}],"*.reg.eu.example.com":[{"type":"reject"}],"reg.eu.example.com:5000/tea":[{"type":"reject"}],"reg.eu.example.com:5000/team/app/web:2":[{"type":"reject"}]},"atomic":{"":[{"type":"reject"}]}}}`)
 	if got, _ := p.lookup(img); got != "default" {
 		t.Errorf("near misses: %s", got)
+	}
+	p = parsed(t, `{"default":`+accept+`,"transports":{"docker":{"Quay.IO/Team":[{"type":"reject"}],"*.Corp.Example":[{"type":"reject"}],"quay.io/a:Tag":[{"type":"reject"}]}}}`)
+	for _, tt := range []struct{ registry, repository, tag, want string }{
+		{"quay.IO", "a", "Tag", `transports.docker["quay.io/a:Tag"]`}, // hosts have no case, tags do
+		{"quay.io", "a", "tag", "default"},
+		{"QUAY.io", "Team/x", "1", `transports.docker["quay.io/Team"]`},
+		{"R.CORP.example:5000", "a", "1", `transports.docker["*.corp.example"]`},
+	} {
+		if got, _ := p.lookup(Image{Registry: tt.registry, Repository: tt.repository, Tag: tt.tag}); got != tt.want {
+			t.Errorf("%v: %s", tt, got)
+		}
 	}
 	for registry, want := range map[string][]string{
 		"localhost:5000": {"localhost:5000/a", "localhost:5000", ""},

@@ -9,6 +9,16 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
+// FoldHost returns a name host[:port][/path…] with the host in lower case: a
+// policy for a registry holds however its name is written.
+func FoldHost(name string) string {
+	host, path, found := strings.Cut(name, "/")
+	if found {
+		path = "/" + path
+	}
+	return strings.ToLower(host) + path
+}
+
 // maxReference caps a reference in a policy or payload, in bytes.
 const maxReference = 1024
 
@@ -51,7 +61,7 @@ func splitReference(text string) (r reference, err error) {
 	if err != nil {
 		return r, err
 	}
-	host := n.RegistryStr()
+	host := strings.ToLower(n.RegistryStr())
 	if host == name.DefaultRegistry || host == "registry-1.docker.io" {
 		host = "docker.io"
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sealpod/sealpod/imagepull/policy"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -64,17 +65,28 @@ func ParseAuthFile(raw []byte) (*AuthFile, error) {
 		return nil, fmt.Errorf("%w: no \"auths\"", ErrAuthFile)
 	}
 	a := &AuthFile{auths: map[string]podvm.Secret{}}
-	for key, entry := range doc.Auths {
-		if entry.Auth != "" {
-			a.auths[key] = podvm.Secret(entry.Auth)
+	// Capitals sort first: of the same name in several cases the plainest stays.
+	for _, key := range slices.Sorted(maps.Keys(doc.Auths)) {
+		if entry := doc.Auths[key]; entry.Auth != "" {
+			a.auths[foldKey(key)] = podvm.Secret(entry.Auth)
 		}
 	}
 	return a, nil
 }
 
+// foldKey returns key with its host in lower case.
+func foldKey(key string) string {
+	scheme, rest, isURL := strings.Cut(key, "://")
+	if !isURL {
+		return policy.FoldHost(key)
+	}
+	return strings.ToLower(scheme) + "://" + policy.FoldHost(rest)
+}
+
 // For returns the credentials for ref: those of the longest key among
 // host/path, its parents and host; else those of a key that names the host
-// alone, as a URL or bare. The names of Docker Hub are one host. No key means
+// alone, as a URL or bare. The names of Docker Hub are one host, and hosts have no
+// case. No key means
 // anonymous. An entry that was chosen but cannot be decoded is ErrAuthFile.
 func (a *AuthFile) For(ref Reference) (Credentials, error) {
 	key, ok := a.key(ref)

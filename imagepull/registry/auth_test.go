@@ -28,6 +28,9 @@ func TestAuthFileLookup(t *testing.T) {
 		"Docker Hub by its mirror name": {"nginx", []string{"registry-1.docker.io"}, "registry-1.docker.io"},
 		"Docker Hub by its own name":    {"nginx", []string{"docker.io"}, "docker.io"},
 		"nobody":                        {image, nil, ""},
+		"case of the host":              {"QUAY.io/team/app", []string{"Quay.IO/team"}, "Quay.IO/team"},
+		"case of a URL":                 {image, []string{"HTTPS://Quay.IO/v1/"}, "HTTPS://Quay.IO/v1/"},
+		"a host in two cases":           {image, []string{"quay.io", "Quay.io", "qUAY.io"}, "quay.io"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -29,7 +29,7 @@ var (
 // Reference names an image. Tag and Digest are both kept when both are given;
 // requests then go by Digest. One of them is always set.
 type Reference struct {
-	Registry   string // host[:port]; "docker.io" for Docker Hub
+	Registry   string // host[:port] in lower case; "docker.io" for Docker Hub
 	Repository string // path without the host, "library/" added for Docker Hub
 	Tag        string // "" when only a digest was given
 	Digest     string // "algo:hex" or ""
@@ -38,7 +38,9 @@ type Reference struct {
 // ParseReference reads [host[:port]/]path[:tag][@digest] as docker does: a first
 // component without dot, colon and other than "localhost" belongs to the path,
 // and a reference without tag and digest means "latest". It accepts sha256,
-// sha384 and sha512 digests. Everything else is ErrReference.
+// sha384 and sha512 digests. The host comes out in lower case, so that rules,
+// credentials and policies written for it apply however it is spelled.
+// Everything else is ErrReference.
 func ParseReference(text string) (Reference, error) {
 	ref, err := parseReference(text)
 	if err != nil {
@@ -90,6 +92,9 @@ func splitHost(name string) (host, path string) {
 		return dockerHub, "library/" + name
 	case !looksLikeHost(first):
 		return dockerHub, name
+	}
+	first = strings.ToLower(first)
+	switch {
 	case first != dockerHub && first != "index.docker.io":
 		return first, rest
 	case !strings.Contains(rest, "/"):
@@ -98,9 +103,12 @@ func splitHost(name string) (host, path string) {
 	return dockerHub, rest
 }
 
-// looksLikeHost tells a registry from the first directory of a path.
+// looksLikeHost tells a registry from the first directory of a path. Docker
+// takes a single word with a capital for a host too; upstream does not, and in
+// lower case it would be none any more.
+// Source: rust-oci-client src/reference.rs split_domain at 83092a6.
 func looksLikeHost(s string) bool {
-	return s == "localhost" || strings.ContainsAny(s, ".:") || strings.ToLower(s) != s
+	return s == "localhost" || strings.ContainsAny(s, ".:")
 }
 
 // Name returns host/path, without tag and digest.

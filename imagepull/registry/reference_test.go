@@ -18,19 +18,21 @@ func TestParseReference(t *testing.T) {
 		text string
 		want Reference
 	}{
-		"short name is Docker Hub's":           {"nginx", Reference{"docker.io", "library/nginx", "latest", ""}},
-		"two components are Docker Hub's":      {"team/app:1", Reference{"docker.io", "team/app", "1", ""}},
-		"written-out Docker Hub":               {"docker.io/nginx", Reference{"docker.io", "library/nginx", "latest", ""}},
-		"old name of Docker Hub":               {"index.docker.io/team/app", Reference{"docker.io", "team/app", "latest", ""}},
-		"localhost":                            {"localhost/app", Reference{"localhost", "app", "latest", ""}},
-		"port":                                 {"host:5000/a/b:t", Reference{"host:5000", "a/b", "t", ""}},
-		"IPv6":                                 {"[::1]:5000/a", Reference{"[::1]:5000", "a", "latest", ""}},
-		"digest only has no tag":               {"quay.io/a@" + digest1, Reference{"quay.io", "a", "", digest1}},
-		"tag and digest are both kept":         {"quay.io/a:1@" + digest1, Reference{"quay.io", "a", "1", digest1}},
-		"sha384":                               {"quay.io/a@sha384:" + hex64 + hex64[:32], Reference{"quay.io", "a", "", "sha384:" + hex64 + hex64[:32]}},
-		"sha512":                               {"quay.io/a@sha512:" + hex64 + hex64, Reference{"quay.io", "a", "", "sha512:" + hex64 + hex64}},
-		"separators":                           {"quay.io/a_b/c__d/e-f/g.h", Reference{"quay.io", "a_b/c__d/e-f/g.h", "latest", ""}},
-		"upper case first component is a host": {"Registry/app", Reference{"Registry", "app", "latest", ""}},
+		"short name is Docker Hub's":      {"nginx", Reference{"docker.io", "library/nginx", "latest", ""}},
+		"two components are Docker Hub's": {"team/app:1", Reference{"docker.io", "team/app", "1", ""}},
+		"written-out Docker Hub":          {"docker.io/nginx", Reference{"docker.io", "library/nginx", "latest", ""}},
+		"old name of Docker Hub":          {"index.docker.io/team/app", Reference{"docker.io", "team/app", "latest", ""}},
+		"localhost":                       {"localhost/app", Reference{"localhost", "app", "latest", ""}},
+		"port":                            {"host:5000/a/b:t", Reference{"host:5000", "a/b", "t", ""}},
+		"IPv6":                            {"[::1]:5000/a", Reference{"[::1]:5000", "a", "latest", ""}},
+		"digest only has no tag":          {"quay.io/a@" + digest1, Reference{"quay.io", "a", "", digest1}},
+		"tag and digest are both kept":    {"quay.io/a:1@" + digest1, Reference{"quay.io", "a", "1", digest1}},
+		"sha384":                          {"quay.io/a@sha384:" + hex64 + hex64[:32], Reference{"quay.io", "a", "", "sha384:" + hex64 + hex64[:32]}},
+		"sha512":                          {"quay.io/a@sha512:" + hex64 + hex64, Reference{"quay.io", "a", "", "sha512:" + hex64 + hex64}},
+		"separators":                      {"quay.io/a_b/c__d/e-f/g.h", Reference{"quay.io", "a_b/c__d/e-f/g.h", "latest", ""}},
+		"hosts have no case":              {"Quay.IO/a:T", Reference{"quay.io", "a", "T", ""}},
+		"Docker Hub has none either":      {"Index.Docker.IO/nginx", Reference{"docker.io", "library/nginx", "latest", ""}},
+		"nor has IPv6":                    {"[FE80::A]:5000/a", Reference{"[fe80::a]:5000", "a", "latest", ""}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -50,6 +52,7 @@ func TestParseReferenceRefuses(t *testing.T) {
 		"nothing":               "",
 		"space":                 "a b",
 		"upper case path":       "quay.io/App",
+		"upper case word":       "Registry/app", // a host for docker, a path for upstream
 		"empty tag":             "quay.io/a:",
 		"empty component":       "quay.io//a",
 		"trailing slash":        "quay.io/a/",

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/sealpod/sealpod/imagepull/policy"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -17,7 +18,7 @@ var (
 
 // Rules say where images really come from: mirrors, rewrites, blocks. The
 // format is a subset of containers-registries.conf(5); the zero value changes
-// nothing. Source: guest-components image-rs registry/mod.rs at 8246e5e, but
+// nothing, and hosts have no case. Source: guest-components image-rs registry/mod.rs at 8246e5e, but
 // prefixes match at the start of a name only and whole path components, and a
 // digest is never dropped.
 type Rules struct {
@@ -170,6 +171,7 @@ func (r *Rules) search(ref Reference) []Reference {
 	out := make([]Reference, 0, len(r.UnqualifiedSearch))
 	for _, host := range r.UnqualifiedSearch {
 		c := ref
+		host = strings.ToLower(host)
 		c.Registry = host
 		if host != dockerHub {
 			c.Repository = strings.TrimPrefix(ref.Repository, "library/")
@@ -189,6 +191,7 @@ func (r *Rules) match(ref Reference) (best *Rule, length int) {
 		if prefix == "" {
 			prefix = rule.Location
 		}
+		prefix = policy.FoldHost(prefix)
 		if n, ok := covers(prefix, ref); ok && len(prefix) > longest {
 			best, length, longest = rule, n, len(prefix)
 		}
@@ -220,7 +223,7 @@ func covers(prefix string, ref Reference) (int, bool) {
 func rewrite(ref Reference, matched int, location string, insecure bool) (Candidate, error) {
 	text := location + ref.String()[matched:]
 	out, err := ParseReference(text)
-	if err == nil && hubAlias(out.Registry) != hubAlias(hostOf(location)) {
+	if err == nil && hubAlias(out.Registry) != hubAlias(strings.ToLower(hostOf(location))) {
 		// "host:tag" without a path would be read as a name on Docker Hub.
 		err = fmt.Errorf("%w: no repository is left", ErrReference)
 	}

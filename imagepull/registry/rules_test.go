@@ -40,6 +40,13 @@ func TestCandidates(t *testing.T) {
 			rules: "[[registry]]\nprefix='quay.io/team'\nlocation='mirror.test:5000/x'",
 			image: "quay.io/team/app:1@" + digest1, want: []string{"mirror.test:5000/x/app:1@" + digest1},
 		},
+		"the case of hosts does not matter": {
+			rules: "unqualified-search-registries=['Search.TEST']\n[[registry]]\nprefix='Search.Test/team'\nlocation='Mirror.TEST/x'",
+			image: "team/app:V1", want: []string{"mirror.test/x/app:V1"},
+		},
+		"a block holds in every case": {
+			rules: "[[registry]]\nprefix='*.Corp.test'\nlocation='m.test'\nblocked=true", image: "A.CORP.Test/x:1", err: ErrBlocked,
+		},
 		"mirrors come first, in order": {
 			rules: "[[registry]]\nlocation='quay.io'\n[[registry.mirror]]\nlocation='m1.test'\ninsecure=true\n[[registry.mirror]]\nlocation='m2.test/y'",
 			image: "quay.io/a:1", want: []string{"http m1.test/a:1", "m2.test/y/a:1", "quay.io/a:1"},

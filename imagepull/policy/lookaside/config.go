@@ -92,6 +92,10 @@ func (c *Config) parse(raw []byte) error {
 		case "docker":
 			return members(value, func(scope string, value *yaml.Node) error {
 				u, err := c.store(value)
+				scope = policy.FoldHost(scope)
+				if u != nil && c.stores[scope] != nil {
+					return fmt.Errorf("line %d: the same name in another case appears before", value.Line)
+				}
 				if u != nil {
 					c.stores[scope] = u
 				}

@@ -29,6 +29,8 @@ docker:
     lookaside: https://wild.example.org/
   registry.example.com/team/web:1:
     lookaside: file:///only/this/tag
+  Upper.Example.net:
+    lookaside: https://upper.example.net
 rumors: ~
 `
 
@@ -37,7 +39,7 @@ func TestStoreOfAnImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff([]string{`line 5: unknown key "color" ignored`, `line 18: unknown key "rumors" ignored`}, c.Warnings()); d != "" {
+	if d := cmp.Diff([]string{`line 5: unknown key "color" ignored`, `line 20: unknown key "rumors" ignored`}, c.Warnings()); d != "" {
 		t.Error(d)
 	}
 	for name, want := range map[string]string{
@@ -49,6 +51,8 @@ func TestStoreOfAnImage(t *testing.T) {
 		"registry.example.com:5000/team:1": "file:///var/lib/sigs",
 		"a.b.example.org/x:1":              "https://wild.example.org",
 		"docker.io/library/nginx:1":        "file:///var/lib/sigs",
+		"Registry.Example.com/team/x/y:1":  "https://sigs.example.com/team",
+		"upper.example.net/a:1":            "https://upper.example.net",
 	} {
 		host, rest, _ := strings.Cut(name, "/")
 		repo, tag, _ := strings.Cut(rest, ":")
