@@ -49,6 +49,8 @@ type Options struct {
 	// for TLS, and of 30 s for headers and for 16 KiB of a body. Tests shorten
 	// it.
 	Stall time.Duration
+
+	resolver *net.Resolver // nil: the system's
 }
 
 // Client holds the connections to registries. It is safe for concurrent use.
@@ -88,13 +90,13 @@ func NewClient(opts Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &dialer{Dialer: net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}, proxies: proxies}
+	d := &dialer{Dialer: net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second, Resolver: opts.resolver}, proxies: proxies}
 	c := &Client{opts: opts, ranging: defaultRanging, helpers: make(chan struct{}, maxHelpers), logins: map[string]*login{}}
 	c.pages.New = func() any { return new([pageSize]byte) }
 	c.own = &http.Transport{
 		Proxy:                  func(r *http.Request) (*url.URL, error) { return proxy(r.URL) },
 		OnProxyConnectResponse: checkProxy,
-		DialContext:            d.DialContext,
+		DialContext:            d.toRegistry,
 		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    connect,
 		ResponseHeaderTimeout:  header,
@@ -109,7 +111,7 @@ func NewClient(opts Options) (*Client, error) {
 		DisableCompression: true,
 	}
 	c.others = c.own.Clone()
-	c.others.DialContext = d.dial
+	c.others.DialContext = d.toOthers
 	return c, nil
 }
 

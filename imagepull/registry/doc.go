@@ -14,8 +14,11 @@
 //
 // It stores nothing on disk. It follows no redirect from https to http, and
 // none to an address of this machine or its link, where cloud metadata and our
-// own services are. Credentials go only to the host they are for and to the
-// token service that host names, tokens only to that host.
+// own services are. A registry itself may be on loopback, as local caches are;
+// link-local and metadata addresses it has only when a reference, rule or
+// mirror names the address and not a name that resolves to it. Credentials go
+// only to the host they are for and to the token service that host names,
+// tokens only to that host.
 //
 // Time and memory are bounded: a peer that stalls or trickles is given up, what
 // may pass is tried five times, and a blob takes 4 MiB over one connection, 16

@@ -103,7 +103,7 @@ func retryable(err error) bool {
 		return temporary(status.code)
 	}
 	for _, final := range []error{
-		errRedirect, errScheme, errLocal, errRealm, errToken, errProxy, errNoParts, ErrDigest, ErrTruncated,
+		errRedirect, errScheme, errLocal, errLink, errRealm, errToken, errProxy, errNoParts, ErrDigest, ErrTruncated,
 		podvm.ErrTooLarge, http.ErrSchemeMismatch,
 	} {
 		if errors.Is(err, final) {
@@ -177,6 +177,8 @@ func trouble(err error) string {
 	switch {
 	case errors.Is(err, errLocal):
 		return "leads to an address of this machine or its link, which is refused"
+	case errors.Is(err, errLink):
+		return "has a name that resolves to a link-local or cloud metadata address, which is refused; check DNS, or write the address itself if it is meant"
 	case errors.Is(err, errRealm):
 		return "names a token service that is no URL"
 	case errors.Is(err, errToken):

@@ -23,6 +23,9 @@ var (
 	// errLocal says that a registry led to an address of this machine or its
 	// link, where cloud metadata and our own services are.
 	errLocal = errors.New("address of the machine itself")
+	// errLink says that the name of a registry resolves to such an address
+	// other than loopback.
+	errLink = errors.New("address of the link or of metadata")
 )
 
 // guard holds requests to what the rules chose: a registry is reached over
@@ -67,17 +70,44 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// dialer connects to where a registry leads, but to addresses of this machine
-// only for the configured proxies: other names may resolve to anything.
+// dialer connects to registries and to where they lead. A name may resolve to
+// anything, whoever chose it.
 type dialer struct {
 	net.Dialer
-	proxies []string // host:port
+	proxies []string // host:port; these may be anywhere
 }
 
-func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+// toRegistry connects to the registry of a reference, which may be on this
+// machine. Its link and cloud metadata are refused to names; who writes such an
+// address into a reference means it.
+func (d *dialer) toRegistry(ctx context.Context, network, addr string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("splitting the address: %w", err)
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return d.DialContext(ctx, network, addr)
+	}
+	return d.checked(ctx, network, addr, refuseLink)
+}
+
+// toOthers connects to where a registry leads, and to no address of this
+// machine.
+func (d *dialer) toOthers(ctx context.Context, network, addr string) (net.Conn, error) {
+	return d.checked(ctx, network, addr, refuseLocal)
+}
+
+func (d *dialer) checked(ctx context.Context, network, addr string, check func(netip.Addr) error) (net.Conn, error) {
 	one := d.Dialer
 	if !slices.Contains(d.proxies, addr) {
-		one.Control = refuseLocal
+		// Asked about each address that a name resolves to.
+		one.Control = func(_, addr string, _ syscall.RawConn) error {
+			ap, err := netip.ParseAddrPort(addr)
+			if err != nil {
+				return fmt.Errorf("%w: %s is not an address", errLocal, podvm.Printable(addr, 64))
+			}
+			return check(ap.Addr().Unmap())
+		}
 	}
 	return one.DialContext(ctx, network, addr)
 }
@@ -95,14 +125,18 @@ var metadata = []netip.Addr{
 	netip.MustParseAddr("fd20:ce::254"),
 }
 
-// refuseLocal is asked about each resolved address.
-func refuseLocal(_, addr string, _ syscall.RawConn) error {
-	ap, err := netip.ParseAddrPort(addr)
-	if err != nil {
-		return fmt.Errorf("%w: %s is not an address", errLocal, podvm.Printable(addr, 64))
+// refuseLink refuses the addresses that no registry with a name has: those that
+// mean something else on every machine.
+func refuseLink(ip netip.Addr) error {
+	if ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() || slices.Contains(metadata, ip.WithZone("")) {
+		return fmt.Errorf("%w: %s", errLink, ip)
 	}
-	ip := ap.Addr().Unmap()
-	if ip.IsLoopback() || ip.IsLinkLocalUnicast() || ip.IsUnspecified() || ip.IsMulticast() || slices.Contains(metadata, ip) {
+	return nil
+}
+
+// refuseLocal refuses those and loopback.
+func refuseLocal(ip netip.Addr) error {
+	if ip.IsLoopback() || refuseLink(ip) != nil {
 		return fmt.Errorf("%w: %s", errLocal, ip)
 	}
 	return nil

@@ -1,26 +1,126 @@
 package registry
 
 import (
+	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/sealpod/sealpod/podvm"
 )
 
 func TestAddressesOfTheMachineAreRefused(t *testing.T) {
-	for addr, refused := range map[string]bool{
-		"127.0.0.1:443": true, "127.255.0.9:443": true, "[::1]:443": true, "[::ffff:127.0.0.1]:443": true,
-		"169.254.169.254:80": true, "[fe80::1%eth0]:80": true, "0.0.0.0:80": true, "[::]:80": true,
-		"168.63.129.16:80": true, "[::ffff:168.63.129.16]:80": true, "100.100.100.200:80": true, "[fd00:ec2::254]:80": true, "[fd20:ce::254]:80": true,
-		"224.0.0.1:80": true, "[ff02::1]:80": true, "nonsense": true,
-		"10.0.0.1:443": false, "192.168.1.1:443": false, "[fd00::1]:443": false, "192.0.2.1:443": false, "[2001:db8::1]:443": false,
+	const loopback, link, others = 1, 2, 0
+	for addr, kind := range map[string]int{
+		"127.0.0.1": loopback, "127.255.0.9": loopback, "::1": loopback, "::ffff:127.0.0.1": loopback,
+		"169.254.169.254": link, "fe80::1%eth0": link, "0.0.0.0": link, "::": link,
+		"168.63.129.16": link, "::ffff:168.63.129.16": link, "100.100.100.200": link, "fd00:ec2::254": link, "fd20:ce::254": link, "fd00:ec2::254%lo": link,
+		"224.0.0.1": link, "ff02::1": link,
+		"10.0.0.1": others, "192.168.1.1": others, "fd00::1": others, "192.0.2.1": others, "2001:db8::1": others,
 	} {
-		if err := refuseLocal("tcp", addr, nil); (err != nil) != refused || err != nil && !errors.Is(err, errLocal) {
-			t.Errorf("%s: %v", addr, err)
+		ip := netip.MustParseAddr(addr).Unmap()
+		if err := refuseLocal(ip); errors.Is(err, errLocal) != (kind != others) {
+			t.Errorf("led to %s: %v", addr, err)
 		}
+		if err := refuseLink(ip); errors.Is(err, errLink) != (kind == link) {
+			t.Errorf("registry at %s: %v", addr, err)
+		}
+	}
+}
+
+// named is a resolver for which every name has one address.
+func named(t *testing.T, addr string) *net.Resolver {
+	answer := func(question []byte) []byte {
+		var p dnsmessage.Parser
+		h, err := p.Start(question)
+		if err != nil {
+			t.Error(err)
+		}
+		q, err := p.Question()
+		if err != nil {
+			t.Error(err)
+		}
+		h.Response = true
+		m := dnsmessage.Message{Header: h, Questions: []dnsmessage.Question{q}}
+		ip, rh := netip.MustParseAddr(addr), dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class}
+		if ip.Is4() && q.Type == dnsmessage.TypeA {
+			m.Answers = []dnsmessage.Resource{{Header: rh, Body: &dnsmessage.AResource{A: ip.As4()}}}
+		} else if ip.Is6() && q.Type == dnsmessage.TypeAAAA {
+			m.Answers = []dnsmessage.Resource{{Header: rh, Body: &dnsmessage.AAAAResource{AAAA: ip.As16()}}}
+		}
+		raw, err := m.Pack()
+		if err != nil {
+			t.Error(err)
+		}
+		return raw
+	}
+	return &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		near, far := net.Pipe()
+		go func() {
+			defer far.Close()
+			var size [2]byte
+			for {
+				if _, err := io.ReadFull(far, size[:]); err != nil {
+					return
+				}
+				question := make([]byte, binary.BigEndian.Uint16(size[:]))
+				if _, err := io.ReadFull(far, question); err != nil {
+					return
+				}
+				raw := answer(question)
+				if _, err := far.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(raw))), raw...)); err != nil {
+					return
+				}
+			}
+		}()
+		return near, nil
+	}}
+}
+
+// TestNameOfARegistryThatResolvesToTheLink: who answers for a name does not get
+// to send us to the metadata of the machine; on loopback a registry may be.
+func TestNameOfARegistryThatResolvesToTheLink(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(s.Close)
+	port := s.Listener.Addr().(*net.TCPAddr).Port
+	ask := func(addr string) error {
+		c := client(t, func(o *Options) { o.resolver = named(t, addr) })
+		ref, err := ParseReference(fmt.Sprintf("registry.test:%d/a", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = c.Open(t.Context(), Candidate{Reference: ref, Insecure: true}, Credentials{})
+		return err
+	}
+	if err := ask("127.0.0.1"); err != nil {
+		t.Errorf("on loopback: %v", err)
+	}
+	for _, addr := range []string{"169.254.169.254", "fd00:ec2::254", "fe80::1", "100.100.100.200", "0.0.0.0"} {
+		err := ask(addr)
+		if !errors.Is(err, errLink) || !strings.Contains(podvm.Cause(err), "resolves to a link-local or cloud metadata address") {
+			t.Errorf("%s: %v (%s)", addr, err, podvm.Cause(err))
+		}
+	}
+}
+
+// TestRegistryByAnAddressOfTheMachine: a reference that spells such an address
+// out means it. This one leads to loopback, where nothing listens.
+func TestRegistryByAnAddressOfTheMachine(t *testing.T) {
+	if _, err := client(t, nil).own.DialContext(t.Context(), "tcp", "0.0.0.0:1"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Error(err)
 	}
 }
 
