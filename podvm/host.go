@@ -49,6 +49,15 @@ func (h Host) MetadataURL(path string) string {
 	return h.IMDS + path
 }
 
+// ECSMetadataURL is MetadataURL for the metadata service of Alibaba Cloud, which
+// has an address of its own: 100.100.100.200.
+func (h Host) ECSMetadataURL(path string) string {
+	if h.IMDS == "" {
+		return "http://100.100.100.200" + path
+	}
+	return h.IMDS + path
+}
+
 // Path returns where the absolute machine path p is on this host.
 func (h Host) Path(p string) string {
 	if h.Root == "" {

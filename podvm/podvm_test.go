@@ -92,12 +92,14 @@ func TestKernelParams(t *testing.T) {
 }
 
 func TestHostFromEnv(t *testing.T) {
-	if h := HostFromEnv(); h.Simulated() || h.Path("/dev/x") != "/dev/x" || h.MetadataURL("/a") != "http://169.254.169.254/a" {
+	if h := HostFromEnv(); h.Simulated() || h.Path("/dev/x") != "/dev/x" || h.MetadataURL("/a") != "http://169.254.169.254/a" ||
+		h.ECSMetadataURL("/a") != "http://100.100.100.200/a" {
 		t.Errorf("without settings: %+v", h)
 	}
 	t.Setenv(HostRootEnv, "/tmp/m")
 	t.Setenv(IMDSEnv, "http://127.0.0.1:1")
-	if h := HostFromEnv(); !h.Simulated() || h.Path("/dev/x") != "/tmp/m/dev/x" || h.MetadataURL("/a") != "http://127.0.0.1:1/a" {
+	if h := HostFromEnv(); !h.Simulated() || h.Path("/dev/x") != "/tmp/m/dev/x" || h.MetadataURL("/a") != "http://127.0.0.1:1/a" ||
+		h.ECSMetadataURL("/a") != "http://127.0.0.1:1/a" {
 		t.Errorf("on a simulated machine: %+v", h)
 	}
 }
