@@ -39,6 +39,11 @@ type Config struct {
 		Listen string `config:"listen"`
 	} `config:"metrics"`
 
+	GRPC GRPC `config:"grpc"` // upstream has no such table
+
+	// WriteNothing keeps Open from writing files, credentials among them, and so
+	// from fetching those.
+	WriteNothing bool `config:"-"`
 	// Observer, if not nil, is told of every pull.
 	Observer imagepull.Observer `config:"-"`
 	// TokenAASocket is AA.Socket unless the environment names another for
@@ -187,6 +192,9 @@ func (c *Config) validate() error {
 	if err := metrics.Check(c.Metrics.Listen); err != nil {
 		return fmt.Errorf("%w: metrics.listen: %w", ErrConfig, err)
 	}
+	if err := c.GRPC.check(); err != nil {
+		return fmt.Errorf("%w: grpc.listen: %w", ErrConfig, err)
+	}
 	if c.Log.Level != "" {
 		if _, err := podvm.LogLevel(c.Log.Level); err != nil {
 			return fmt.Errorf("%w: log.level: %w", ErrConfig, err)
@@ -217,7 +225,7 @@ func (c Config) Print(w io.Writer) error {
 	for _, row := range [][2]string{
 		{"socket", c.Socket}, {"attestation agent", c.AA.Socket},
 		{"resources from", c.KBC.Name + " " + redacted(c.KBC.URL)}, {"trusted certificates", cert},
-		{"metrics", c.metricsAt()},
+		{"gRPC", c.GRPC.String()}, {"metrics", c.metricsAt()},
 		{"credentials", fmt.Sprint(len(c.Credentials))},
 		{"image store", c.Image.WorkDir}, {"image policy", policy},
 	} {

@@ -56,8 +56,8 @@ type Hub struct {
 	puller Puller
 }
 
-// Open builds the hub and writes its files: credentials, and where ocicrypt
-// users find the key provider. With cc_kbc and credentials it waits for the
+// Open builds the hub and, unless cfg.WriteNothing, writes its files:
+// credentials, and where ocicrypt users find the key provider. With cc_kbc and credentials it waits for the
 // attestation agent; otherwise start order does not matter.
 func Open(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (*Hub, error) {
 	if log == nil {
@@ -82,6 +82,9 @@ func Open(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (*
 	h.count = newCounters(h)
 	h.newPuller = h.imagePuller
 	h.agentThere()
+	if cfg.WriteNothing {
+		return h, nil
+	}
 	start := time.Now()
 	if err := placeCredentials(ctx, host, resources, cfg.Credentials); err != nil {
 		return nil, errors.Join(err, h.Close())
@@ -114,7 +117,7 @@ func (h *Hub) Register(srv *ttrpc.Server) {
 	datahub.RegisterImagePullServiceService(srv, pullService{h})
 	datahub.RegisterSealedSecretServiceService(srv, secretService{})
 	datahub.RegisterSecureMountServiceService(srv, mountService{})
-	keyprovider.RegisterKeyProviderServiceService(srv, keyService{h})
+	keyprovider.RegisterKeyProviderServiceService(srv, keyService{h, textUnwrapParse})
 }
 
 // Run is the daemon: it takes a stale socket away, opens the hub, listens, and
@@ -137,11 +140,16 @@ func Run(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (er
 		return fmt.Errorf("init Hub failed: %w", err)
 	}
 	defer func() { err = errors.Join(err, h.Close()) }()
-	l, err := rpc.Listen(ctx, path)
+	port, err := listenGRPC(ctx, cfg.GRPC, log)
 	if err != nil {
 		return err
 	}
+	l, err := rpc.Listen(ctx, path)
+	if err != nil {
+		return errors.Join(err, port.Close())
+	}
 	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return port.serve(gctx, h, log) })
 	watched := metrics.Listen(ctx, cfg.Metrics.Listen, path, h.count.set, h.status, log)
 	g.Go(func() error { watched.Serve(gctx); return nil })
 	g.Go(func() error { return rpc.Serve(gctx, l, log, h.Register) })

@@ -70,7 +70,11 @@ func (s resourceService) GetResource(ctx context.Context, req *datahub.GetResour
 	return &datahub.GetResourceResponse{Resource: content}, nil
 }
 
-type keyService struct{ h *Hub }
+// keyService says parse before why a request cannot be read.
+type keyService struct {
+	h     *Hub
+	parse string
+}
 
 // UnWrapKey implements keyprovider.KeyProviderService.
 func (s keyService) UnWrapKey(ctx context.Context, req *keyprovider.KeyProviderKeyWrapProtocolInput) (*keyprovider.KeyProviderKeyWrapProtocolOutput, error) {
@@ -78,7 +82,7 @@ func (s keyService) UnWrapKey(ctx context.Context, req *keyprovider.KeyProviderK
 	s.h.count.call("UnWrapKey", err)
 	switch {
 	case errors.Is(err, keywrap.ErrRequest):
-		return nil, fail(ctx, textUnwrapParse, err)
+		return nil, fail(ctx, s.parse, err)
 	case err != nil:
 		return nil, fail(ctx, textUnwrap, err)
 	}

@@ -113,7 +113,7 @@ func (f agentFlags) serve(ctx context.Context, at endpoint, config server.Config
 	defer watching.Wait()
 	defer stop()
 	if at.socket == "" {
-		l, err := rpc.ListenLoopback(ctx, at.port)
+		l, err := rpc.ListenTCP(ctx, at.port)
 		if err != nil {
 			return err
 		}

@@ -10,12 +10,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sealpod/sealpod/cdh/server"
+	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
 // hubFlags is the command line of upstream's ttrpc-cdh, and --check-config.
 type hubFlags struct {
-	config         string
+	config, grpc   string
 	version, check bool
 }
 
@@ -29,8 +31,13 @@ the attestation agent's token, pulls images inside the guest, and unwraps the
 keys of encrypted layers.
 
 Without -c, the KBS comes from AA_KBC_PARAMS or the kernel parameter
-agent.aa_kbc_params (cc_kbc::URL). RUST_LOG sets the log level.`,
+agent.aa_kbc_params (cc_kbc::URL). RUST_LOG sets the log level.
+
+With --grpc, or listen in [grpc] of the configuration, it also speaks gRPC as
+upstream's grpc-cdh does: to every process of its network namespace, without
+permissions.`,
 		Example: `  confidential-data-hub -c /run/peerpod/cdh.toml
+  confidential-data-hub -c cdh.toml --grpc
   confidential-data-hub -c cdh.toml --check-config
   AA_KBC_PARAMS=cc_kbc::https://kbs.example:8080 confidential-data-hub`,
 		Args: cobra.NoArgs,
@@ -38,6 +45,8 @@ agent.aa_kbc_params (cc_kbc::URL). RUST_LOG sets the log level.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVarP(&f.config, "config", "c", "", "configuration `file`, .toml or .json")
+	fl.StringVar(&f.grpc, "grpc", "", "speak gRPC too, at this `HOST:PORT` of a loopback address; wins over listen in [grpc]")
+	fl.Lookup("grpc").NoOptDefVal = server.GRPCAddr
 	fl.BoolVarP(&f.version, "version", "V", false, "print the version and what is supported")
 	fl.BoolVar(&f.check, "check-config", false, "check the configuration, print it without secrets, and exit")
 	return cmd
@@ -51,6 +60,12 @@ func (f hubFlags) run(out io.Writer) error {
 	config, unknown, err := server.LoadConfig(f.config, podvm.Host{})
 	if err != nil {
 		return err
+	}
+	if f.grpc != "" {
+		if _, err := rpc.LoopbackAddr(f.grpc); err != nil {
+			return fmt.Errorf("--grpc: %w (%w)", err, cli.ErrUsage)
+		}
+		config.GRPC = server.GRPC{Listen: f.grpc}
 	}
 	if f.check {
 		return checkHubConfig(out, f.config, config, unknown)

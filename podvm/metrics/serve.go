@@ -85,7 +85,7 @@ func Listen(ctx context.Context, addr, path string, set *Set, status func() any,
 	case addr == Off:
 		return s
 	case err == nil:
-		l, err := rpc.ListenLoopback(ctx, port)
+		l, err := rpc.ListenTCP(ctx, port)
 		add(l, err, handler(set, nil))
 	case addr != "":
 		if socket, err = rpc.SocketPath(addr); err != nil {

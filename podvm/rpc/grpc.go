@@ -57,8 +57,8 @@ func LoopbackAddr(addr string) (netip.AddrPort, error) {
 	return a, nil
 }
 
-// ListenLoopback returns a listener on an address from LoopbackAddr.
-func ListenLoopback(ctx context.Context, addr netip.AddrPort) (net.Listener, error) {
+// ListenTCP returns a listener on addr, as from LoopbackAddr.
+func ListenTCP(ctx context.Context, addr netip.AddrPort) (net.Listener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr.String())
 	if err != nil {

@@ -32,7 +32,7 @@ func startGRPC(t *testing.T, h resources, drain time.Duration) (*grpc.ClientConn
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := ListenLoopback(ctx, addr)
+	l, err := ListenTCP(ctx, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
