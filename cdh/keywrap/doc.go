@@ -3,14 +3,14 @@
 // which callers outside this process hand them over.
 //
 // Data path: the image puller (in process) or ocicrypt (through the data hub's
-// UnWrapKey) brings a packet; the key encryption key (KEK) it names is fetched
-// from a resource.Provider; out come the private layer options, which the
-// caller parses.
+// UnWrapKey) brings a packet. The key encryption key (KEK) it names is fetched
+// from a resource.Provider and used here, or the key management service it
+// names decrypts it; out come the private layer options, which the caller parses.
 //
 // Trust: packets come from an image nobody has verified yet, requests from any
 // process of the guest. Sizes are capped, JSON and base64 are read strictly.
 // Under A256CTR nothing authenticates the result: the layer's own MAC and
 // digest have to.
 //
-// It wraps no keys and knows no cloud KMS, only resources of a KBS.
+// It wraps no keys.
 package keywrap

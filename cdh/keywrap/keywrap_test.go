@@ -158,7 +158,7 @@ func TestUnwrap(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			k := samples()
-			got, err := Unwrap(t.Context(), k, tt.packet)
+			got, err := Unwrap(t.Context(), Keys{Resources: k}, tt.packet)
 			if tt.is == nil {
 				if err != nil || string(got) != options {
 					t.Fatalf("got %q, %v", []byte(got), err)
@@ -191,7 +191,7 @@ func TestCTRIsBigEndianAcrossTheWholeBlock(t *testing.T) {
 	for i := range plain {
 		stream[i] ^= plain[i]
 	}
-	got, err := Unwrap(t.Context(), samples(), p.with("wrapped_data", base64.StdEncoding.EncodeToString(stream)).json(t))
+	got, err := Unwrap(t.Context(), Keys{Resources: samples()}, p.with("wrapped_data", base64.StdEncoding.EncodeToString(stream)).json(t))
 	if err != nil || string(got) != options[:32] {
 		t.Fatalf("%q, %v", []byte(got), err)
 	}
@@ -237,7 +237,7 @@ func TestUnwrapRequest(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			k := samples()
-			out, err := UnwrapRequest(t.Context(), k, []byte(tt.in))
+			out, err := UnwrapRequest(t.Context(), Keys{Resources: k}, []byte(tt.in))
 			if tt.is != nil {
 				if !errors.Is(err, tt.is) || out != nil || !strings.Contains(podvm.Cause(err), tt.cause) {
 					t.Fatalf("%v, cause %q, want %v, %q", err, podvm.Cause(err), tt.is, tt.cause)
@@ -276,10 +276,11 @@ func FuzzPacket(f *testing.F) {
 	f.Add(v1(f, "A256GCM", make([]byte, 12)).json(f))
 	f.Add(v1(f, "A256CTR", make([]byte, 16)).with("version", "0.1.0").json(f))
 	f.Add([]byte(`{"kid":"kbs:///default/test-key/1","wrapped_data":"","iv":"","wrap_type":"A256GCM"}`))
+	f.Add([]byte(`{"provider":"aws","kid":"alias/kek","wrapped_data":"AAAA","provider_settings":{},"annotations":{"a":{"b":1}}}`))
 	k := samples()
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		k.given = nil
-		if got, err := Unwrap(t.Context(), k, raw); err != nil && (got != nil || podvm.Cause(err) == "") {
+		if got, err := Unwrap(t.Context(), Keys{Resources: k, KMS: &services{}}, raw); err != nil && (got != nil || podvm.Cause(err) == "") {
 			t.Fatalf("%v beside %v", got, err)
 		}
 	})
@@ -291,7 +292,7 @@ func FuzzRequest(f *testing.F) {
 	k := samples()
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		k.given = nil
-		if got, err := UnwrapRequest(t.Context(), k, raw); err != nil && (got != nil || podvm.Cause(err) == "") {
+		if got, err := UnwrapRequest(t.Context(), Keys{Resources: k}, raw); err != nil && (got != nil || podvm.Cause(err) == "") {
 			t.Fatalf("%v beside %v", got, err)
 		}
 	})
@@ -302,7 +303,7 @@ func BenchmarkUnwrap(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		k.given = k.given[:0]
-		s, err := Unwrap(context.Background(), k, packet)
+		s, err := Unwrap(context.Background(), Keys{Resources: k}, packet)
 		if err != nil {
 			b.Fatal(err)
 		}

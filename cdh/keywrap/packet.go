@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/sealpod/sealpod/cdh/internal/datakey"
 	"github.com/sealpod/sealpod/cdh/internal/strict"
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -17,8 +18,6 @@ const maxPacket = 256 << 10
 const (
 	packetVersion = "0.1.0"
 	providerKBS   = "kbs"
-	wrapGCM       = "A256GCM"
-	wrapCTR       = "A256CTR"
 )
 
 // ErrPacket says that bytes are not an annotation packet this build can open.
@@ -26,12 +25,18 @@ var ErrPacket = errors.New("unusable annotation packet")
 
 // packet is an annotation packet of version 1 (kid, wrapped_data, iv,
 // wrap_type) or 2, which adds members that have defaults, so one parser serves
-// both. The provider is always kbs.
+// both.
 type packet struct {
-	kid     string // resource URI of the KEK
-	wrapped []byte // under A256GCM the 16-byte tag comes last
-	iv      []byte
-	wrap    string // wrapGCM or wrapCTR
+	provider string // providerKBS, in exactly that case, or the name of a KMS
+	kid      string // resource URI of the KEK, or what the KMS calls it
+	wrapped  []byte // under datakey.GCM the 16-byte tag comes last
+
+	// Of kbs only.
+	iv   []byte
+	wrap string // datakey.GCM or datakey.CTR
+
+	// Of the others only.
+	settings, annotations strict.Object
 }
 
 // parsePacket reads raw. Members beyond those known are ignored, known ones may
@@ -52,46 +57,73 @@ func readPacket(raw []byte) (p packet, err error) {
 	if err != nil {
 		return p, podvm.Explain(err, "the annotation packet is not a JSON object")
 	}
-	provider, err := o.TextOr("provider", providerKBS)
-	if err != nil {
+	if p.provider, err = o.TextOr("provider", providerKBS); err != nil {
 		return p, explainMember(err)
-	}
-	if provider != providerKBS { // exact case, as upstream
-		name := podvm.Printable(provider, 64)
-		return p, podvm.Explain(fmt.Errorf("provider %q", name),
-			fmt.Sprintf("the key provider %q is not available in this build, only %s", name, providerKBS))
 	}
 	version, err := o.TextOr("version", packetVersion)
 	if err != nil {
 		return p, explainMember(err)
 	}
+	if p.provider != providerKBS {
+		err = p.readKMS(o) // of any version, as upstream
+		return p, err
+	}
 	if version != packetVersion {
 		return p, podvm.Explain(fmt.Errorf("version %q", podvm.Printable(version, 32)),
 			"the annotation packet is not of version "+packetVersion)
 	}
+	err = p.readKBS(o)
+	return p, err
+}
+
+func (p *packet) readKBS(o strict.Object) (err error) {
 	for _, name := range []string{"provider_settings", "annotations"} { // used by other providers only
 		v, ok := o[name]
 		if ok && v[0] != '{' {
-			return p, explainMember(fmt.Errorf("member %q: not an object", name))
+			return explainMember(fmt.Errorf("member %q: not an object", name))
 		}
 	}
 	if p.kid, err = o.Text("kid"); err != nil {
-		return p, explainMember(err)
+		return explainMember(err)
 	}
 	if p.wrap, err = o.Text("wrap_type"); err != nil {
-		return p, explainMember(err)
+		return explainMember(err)
 	}
-	if p.wrap != wrapGCM && p.wrap != wrapCTR {
-		return p, podvm.Explain(fmt.Errorf("wrap_type %q", podvm.Printable(p.wrap, 32)),
-			"the annotation packet is wrapped in neither "+wrapGCM+" nor "+wrapCTR)
+	if !datakey.Known(p.wrap) {
+		return podvm.Explain(fmt.Errorf("wrap_type %q", podvm.Printable(p.wrap, 32)),
+			"the annotation packet is wrapped in neither "+datakey.GCM+" nor "+datakey.CTR)
 	}
 	if p.wrapped, err = o.Bytes("wrapped_data"); err != nil {
-		return p, explainMember(err)
+		return explainMember(err)
 	}
 	if p.iv, err = o.Bytes("iv"); err != nil {
-		return p, explainMember(err)
+		return explainMember(err)
 	}
-	return p, nil
+	return nil
+}
+
+func (p *packet) readKMS(o strict.Object) (err error) {
+	if p.kid, err = o.Text("kid"); err != nil {
+		return explainMember(err)
+	}
+	if p.wrapped, err = o.Bytes("wrapped_data"); err != nil {
+		return explainMember(err)
+	}
+	if p.settings, err = objectOr(o, "provider_settings"); err != nil {
+		return explainMember(err)
+	}
+	if p.annotations, err = objectOr(o, "annotations"); err != nil {
+		return explainMember(err)
+	}
+	return nil
+}
+
+// objectOr returns the member name, or {} when it is absent.
+func objectOr(o strict.Object, name string) (strict.Object, error) {
+	if _, ok := o[name]; !ok {
+		return strict.Object{}, nil
+	}
+	return o.Object(name)
 }
 
 // explainMember makes a member's error, which holds names but no values, public.

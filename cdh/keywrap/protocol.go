@@ -7,7 +7,6 @@ import (
 	"strconv"
 
 	"github.com/sealpod/sealpod/cdh/internal/strict"
-	"github.com/sealpod/sealpod/cdh/resource"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -28,12 +27,12 @@ var ErrRequest = errors.New("malformed key provider request")
 // Errors: ErrRequest before anything is fetched, then those of Unwrap.
 // Source: ocicrypt-rs/src/keywrap/keyprovider/mod.rs and
 // confidential-data-hub/hub/src/bin/message/mod.rs in guest-components at 8246e5e.
-func UnwrapRequest(ctx context.Context, resources resource.Provider, request []byte) (podvm.Secret, error) {
+func UnwrapRequest(ctx context.Context, keys Keys, request []byte) (podvm.Secret, error) {
 	raw, err := parseRequest(request)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
 	}
-	options, err := Unwrap(ctx, resources, raw)
+	options, err := Unwrap(ctx, keys, raw)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +52,7 @@ func UnwrapRequest(ctx context.Context, resources resource.Provider, request []b
 
 // parseRequest returns the annotation packet in a request. The operation is not
 // looked at and neither are the decryption parameters: the caller has said by
-// the method it called what it wants, and keys come from resources only.
+// the method it called what it wants, and keys come from where the packet says.
 func parseRequest(request []byte) (packet []byte, err error) {
 	o, err := strict.Parse(request)
 	if err != nil {

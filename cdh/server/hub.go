@@ -164,7 +164,7 @@ func (h *Hub) Resource(ctx context.Context, uri string) (podvm.Secret, error) {
 
 // UnwrapKey implements imagepull.KeyUnwrapper without a detour by the socket.
 func (h *Hub) UnwrapKey(ctx context.Context, packet []byte) (podvm.Secret, error) {
-	return keywrap.Unwrap(ctx, h.resources, packet)
+	return keywrap.Unwrap(ctx, keywrap.Keys{Resources: h.resources}, packet)
 }
 
 func (h *Hub) imagePuller() (Puller, error) {

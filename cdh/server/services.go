@@ -78,7 +78,7 @@ type keyService struct {
 
 // UnWrapKey implements keyprovider.KeyProviderService.
 func (s keyService) UnWrapKey(ctx context.Context, req *keyprovider.KeyProviderKeyWrapProtocolInput) (*keyprovider.KeyProviderKeyWrapProtocolOutput, error) {
-	out, err := keywrap.UnwrapRequest(ctx, s.h.resources, req.GetKeyProviderKeyWrapProtocolInput())
+	out, err := keywrap.UnwrapRequest(ctx, keywrap.Keys{Resources: s.h.resources}, req.GetKeyProviderKeyWrapProtocolInput())
 	s.h.count.call("UnWrapKey", err)
 	switch {
 	case errors.Is(err, keywrap.ErrRequest):

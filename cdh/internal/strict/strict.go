@@ -151,6 +151,23 @@ func (o Object) Texts(name string) (map[string]string, error) {
 	return texts, nil
 }
 
+// Object returns the member name, which must be there and be an object whose
+// names are all different.
+func (o Object) Object(name string) (Object, error) {
+	v, ok := o[name]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("member %q is missing", name)
+	case v[0] != '{':
+		return nil, fmt.Errorf("member %q: not an object", name)
+	}
+	inner, err := Parse(v)
+	if err != nil {
+		return nil, fmt.Errorf("member %q: %w", name, err)
+	}
+	return inner, nil
+}
+
 // Text returns the JSON string v holds.
 func Text(v json.RawMessage) (string, error) {
 	if len(v) == 0 || v[0] != '"' {
@@ -183,6 +200,16 @@ func Secret(v json.RawMessage) (podvm.Secret, error) {
 	return out[:n], nil
 }
 
+// SecretText returns the JSON string v holds. Unless there are escapes in it,
+// the result lies in v and leaves no copy behind in memory that nobody can wipe.
+func SecretText(v json.RawMessage) (podvm.Secret, error) {
+	if len(v) < 2 || v[0] != '"' || bytes.IndexByte(v, '\\') >= 0 {
+		text, err := Text(v)
+		return podvm.Secret(text), err
+	}
+	return podvm.Secret(v[1 : len(v)-1]), nil
+}
+
 // standard is base64 that holds no stray bits.
 var standard = base64.StdEncoding.Strict()
 
@@ -197,6 +224,19 @@ func Base64(s string) ([]byte, error) {
 	b, err := standard.DecodeString(s)
 	if err != nil {
 		return nil, errBase64
+	}
+	return b, nil
+}
+
+// Base64URL decodes the base64 of JOSE: URL alphabet, without padding, without
+// line ends, without bits left over.
+func Base64URL(s string) ([]byte, error) {
+	if strings.ContainsAny(s, "\r\n") { // the decoder skips them, Strict or not
+		return nil, errors.New("base64url with a line end in it")
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	if err != nil {
+		return nil, errors.New("not base64url without padding")
 	}
 	return b, nil
 }

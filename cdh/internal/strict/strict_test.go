@@ -76,8 +76,58 @@ func TestMembersOfAnObject(t *testing.T) {
 	if b, err := o.Bytes("e"); len(b) != 0 || err != nil {
 		t.Errorf("Bytes of nothing: %v, %v", b, err)
 	}
+	o, err = Parse([]byte(`{"o":{"a":1},"d":{"a":1,"a":2},"n":null,"l":[],"i":1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if inner, err := o.Object("o"); len(inner) != 1 || err != nil {
+		t.Errorf("Object: %v, %v", inner, err)
+	}
+	for _, name := range []string{"d", "n", "l", "absent"} {
+		if inner, err := o.Object(name); err == nil {
+			t.Errorf("Object(%s) = %v, want an error", name, inner)
+		}
+	}
 	if o.Has("n") || o.Has("absent") || !o.Has("i") {
 		t.Error("Has")
+	}
+}
+
+func TestTextsOfAnObject(t *testing.T) {
+	o, err := Parse([]byte(`{"m":{"a":"x","B":""},"n":null,"i":{"a":1},"d":{"a":"x","a":"x"},"s":"x","e":{}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := o.Texts("m"); err != nil || len(m) != 2 || m["a"] != "x" {
+		t.Errorf("Texts: %v, %v", m, err)
+	}
+	for _, name := range []string{"absent", "e"} {
+		if m, err := o.Texts(name); len(m) != 0 || err != nil {
+			t.Errorf("Texts(%s): %v, %v", name, m, err)
+		}
+	}
+	for _, name := range []string{"n", "i", "d", "s"} {
+		if m, err := o.Texts(name); err == nil {
+			t.Errorf("Texts(%s) = %v, want an error", name, m)
+		}
+	}
+}
+
+func TestSecretTextReadsWhatTextReads(t *testing.T) {
+	for _, v := range []string{`""`, `"x y"`, `"x\"y"`, `"\u00e9"`, `"\ud83d\ude00"`, `"é"`, `1`, `null`, `{}`, ``} {
+		want, wantErr := Text(json.RawMessage(v))
+		got, err := SecretText(json.RawMessage(v))
+		if string(got) != want || (err == nil) != (wantErr == nil) {
+			t.Errorf("%s: %q, %v, want %q, %v", v, []byte(got), err, want, wantErr)
+		}
+	}
+	v := json.RawMessage(`"hunter2"`)
+	s, err := SecretText(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Wipe(); string(v) == `"hunter2"` {
+		t.Error("the text stays behind")
 	}
 }
 
@@ -85,6 +135,19 @@ func TestBase64(t *testing.T) {
 	for _, bad := range []string{"AA", "AA=", "AAE", "AAF=", "AAE=\n", "AA\nE=", "AA\r\nE=", " AAE=", "-_8=", "AAE==", "AAE=AAE="} {
 		if b, err := Base64(bad); err == nil {
 			t.Errorf("Base64(%q) = %v, want an error", bad, b)
+		}
+	}
+}
+
+func TestBase64URL(t *testing.T) {
+	for in, want := range map[string]string{"": "", "AAE": "\x00\x01", "-_8": "\xfb\xff", "YWJj": "abc"} {
+		if got, err := Base64URL(in); string(got) != want || err != nil {
+			t.Errorf("Base64URL(%q) = %q, %v", in, got, err)
+		}
+	}
+	for _, bad := range []string{"A", "AAE=", "AAF", "AAE\n", "AA\nE", "AA\r\nE", " AAE", "AAE ", "+/8", "YWJjA"} {
+		if b, err := Base64URL(bad); err == nil {
+			t.Errorf("Base64URL(%q) = %v, want an error", bad, b)
 		}
 	}
 }
