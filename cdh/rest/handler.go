@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -110,7 +111,7 @@ func (h *Handler) Close() error {
 // ServeHTTP implements http.Handler. There is no ServeMux in between: it would
 // clean paths and redirect.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !loopback(r.RemoteAddr) {
+	if !mayAsk(r) {
 		answer(w, http.StatusForbidden, "Forbidden")
 		return
 	}
@@ -149,6 +150,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // setReadDeadline bounds reading the body; the zero time lifts the bound.
 func setReadDeadline(w http.ResponseWriter, t time.Time) {
 	_ = http.NewResponseController(w).SetReadDeadline(t) // only tests have writers without
+}
+
+// mayAsk tells whether a request's sender is on this machine. Who came by a unix
+// socket was let in by its permissions and has no address.
+func mayAsk(r *http.Request) bool {
+	if at, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && at.Network() == "unix" {
+		return true
+	}
+	return loopback(r.RemoteAddr)
 }
 
 // loopback tells whether the peer address of a connection is on this machine.

@@ -48,7 +48,7 @@ type peerError struct {
 func (e *peerError) Error() string { return e.text + ": " + e.err.Error() }
 func (e *peerError) Unwrap() error { return e.err }
 
-// do makes one call, which may run twice when the peer closed the connection.
+// do makes one call, which runs again when the peer closed the connection.
 func (p *peer) do(ctx context.Context, call func(context.Context, *ttrpc.Client) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

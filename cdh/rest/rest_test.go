@@ -79,6 +79,12 @@ func (w *world) serve(t testing.TB, cfg Config) {
 		t.Fatal(err)
 	}
 	w.addr = l.Addr().String()
+	w.serveOn(t, l, h)
+}
+
+// serveOn serves h, which it closes at the end, on l.
+func (w *world) serveOn(t testing.TB, l net.Listener, h *Handler) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- Serve(ctx, l, h, cdhtest.Quiet) }()
@@ -238,6 +244,7 @@ func TestEventOutcomes(t *testing.T) {
 		aa.RuntimeMeasurementResult_OK:            `{"success":"true"}`,
 		aa.RuntimeMeasurementResult_NOT_SUPPORTED: `{"success":"false","message": "The platform does not support runtime measurement"}`,
 		aa.RuntimeMeasurementResult_NOT_ENABLED:   `{"success":"false","message": "Attestation Agent does not enable eventlog recording"}`,
+		7:                                         `{"success":"false","message": "Unknown runtime measurement result"}`,
 	} {
 		w.aa.Lock(func() { w.aa.ExtendFunc = func() (aa.RuntimeMeasurementResult, error) { return result, nil } })
 		code, ct, text := w.raw(t, "POST", "/aa/aael", `{"domain":"d","operation":"o","content":"c"}`)

@@ -13,6 +13,7 @@ import (
 	"github.com/sealpod/sealpod/cdh/rest"
 	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
 // restFlags is the command line of upstream's api-server-rest.
@@ -28,16 +29,20 @@ func apiServerREST() *cobra.Command {
 		Short: "Secrets, tokens and evidence for containers, over HTTP on loopback",
 		Long: `The REST server lets containers of the pod fetch resources from the data hub
 and tokens and evidence from the attestation agent with plain HTTP. It answers
-loopback peers only. The daemons behind it may start later.`,
+loopback peers only. The daemons behind it may start later.
+
+At unix://PATH it answers everyone who may write to the socket. Its mode
+follows the umask: with 022 that is the user who starts it alone.`,
 		Example: `  api-server-rest
   api-server-rest --features all
+  api-server-rest -b unix:///run/pod/rest.sock
   curl http://127.0.0.1:8006/cdh/resource/default/key/1`,
 		Args:    cobra.NoArgs,
 		Version: podvm.Version(),
 		RunE:    func(*cobra.Command, []string) error { return f.run() },
 	}
 	fl := cmd.Flags()
-	fl.StringVarP(&f.bind, "bind", "b", podvm.RESTAddr, "listen on this `address:port`")
+	fl.StringVarP(&f.bind, "bind", "b", podvm.RESTAddr, "listen on this `address`: ADDRESS:PORT, or unix://PATH")
 	fl.StringVarP(&f.config.Features, "features", "f", "resource", "what to serve: resource, attestation or all")
 	fl.StringVarP(&f.config.CDHAddr, "cdh_addr", "c", "unix://"+podvm.CDHSocket, "the data hub's `unix://PATH`")
 	fl.StringVarP(&f.config.AAAddr, "aa_addr", "a", "unix://"+podvm.AASocket, "the attestation agent's `unix://PATH`")
@@ -46,9 +51,9 @@ loopback peers only. The daemons behind it may start later.`,
 }
 
 func (f restFlags) run() error {
-	addr, err := netip.ParseAddrPort(f.bind)
+	listen, err := f.listener()
 	if err != nil {
-		return fmt.Errorf("--bind %q: want ADDRESS:PORT, as in %s (%w)", podvm.Printable(f.bind, 100), podvm.RESTAddr, cli.ErrUsage)
+		return err
 	}
 	return runDaemon("api-server-rest", "", func(ctx context.Context, _ podvm.Host, log *slog.Logger) (err error) {
 		f.config.Log = log
@@ -57,12 +62,29 @@ func (f restFlags) run() error {
 			return err
 		}
 		defer func() { err = errors.Join(err, h.Close()) }()
-		var lc net.ListenConfig
-		l, err := lc.Listen(ctx, "tcp", addr.String())
+		l, err := listen(ctx)
 		if err != nil {
-			return fmt.Errorf("listening on %s (is another one running?): %w", addr, err)
+			return err
 		}
 		log.Info("Ready", "addr", l.Addr().String(), "features", f.config.Features)
 		return rest.Serve(ctx, l, h, log)
 	})
+}
+
+// listener reads --bind and returns what listens there.
+func (f restFlags) listener() (func(context.Context) (net.Listener, error), error) {
+	if path, err := rpc.SocketPath(f.bind); err == nil {
+		return func(ctx context.Context) (net.Listener, error) { return rpc.Listen(ctx, path) }, nil
+	}
+	addr, err := netip.ParseAddrPort(f.bind)
+	if err != nil {
+		return nil, fmt.Errorf("--bind %q: want ADDRESS:PORT, as in %s, or unix://PATH (%w)", podvm.Printable(f.bind, 100), podvm.RESTAddr, cli.ErrUsage)
+	}
+	return func(ctx context.Context) (net.Listener, error) {
+		l, err := rpc.ListenTCP(ctx, addr)
+		if err != nil {
+			return nil, fmt.Errorf("%w (is another one running?)", err)
+		}
+		return l, nil
+	}, nil
 }
