@@ -67,11 +67,12 @@ func TestNoRequestIsLostWhileDaemonsAreKilled(t *testing.T) {
 			return w.check(got, err)
 		})
 	}
+	fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	load.run("token over HTTP", func(ctx context.Context) error {
-		return w.get(ctx, "/aa/token?token_type=kbs")
+		return w.getBy(ctx, fresh, "/aa/token?token_type=kbs")
 	})
 	load.run("evidence over HTTP", func(ctx context.Context) error {
-		return w.get(ctx, "/aa/evidence?runtime_data=nonce")
+		return w.getBy(ctx, fresh, "/aa/evidence?runtime_data=nonce")
 	})
 	if os.Getuid() == 0 { // others have no mount to take off between pulls
 		n := 0
@@ -126,13 +127,13 @@ func (w *world) check(got []byte, err error) error {
 	return err
 }
 
-// get asks api-server-rest and wants some answer with status 200.
-func (w *world) get(ctx context.Context, path string) error {
+// getBy asks api-server-rest and wants some answer with status 200.
+func (w *world) getBy(ctx context.Context, by *http.Client, path string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+w.rest+path, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	resp, err := by.Do(req)
 	if err != nil {
 		return err
 	}
@@ -202,7 +203,7 @@ func pause(ctx context.Context, least, most time.Duration) bool {
 
 // keeper is what a service manager is for one process.
 type keeper struct {
-	t     *testing.T
+	t     testing.TB
 	name  string
 	start func() (*process, error)
 	mu    sync.Mutex
@@ -253,7 +254,7 @@ const (
 
 // moveRelyingPartyOut replaces the relying party in this process by one in a
 // process of its own, at the same address and on the same store.
-func (w *world) moveRelyingPartyOut(t *testing.T) {
+func (w *world) moveRelyingPartyOut(t testing.TB) {
 	t.Helper()
 	addr := w.rpHTTP.addr
 	if err := errors.Join(w.rpHTTP.stop(), w.rp.Close()); err != nil {

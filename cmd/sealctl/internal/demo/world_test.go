@@ -60,6 +60,7 @@ type world struct {
 	*owner
 	*pod
 	dir     string
+	kbsURL  string
 	outside *keeper // of the relying party, once it has a process of its own
 }
 
@@ -102,5 +103,5 @@ func newWorld(t testing.TB, registries ...string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &world{owner: own, pod: p, dir: dir}
+	return &world{owner: own, pod: p, dir: dir, kbsURL: own.url()}
 }
