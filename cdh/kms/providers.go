@@ -1,7 +1,12 @@
 package kms
 
-import "github.com/sealpod/sealpod/cdh/kms/internal/wire"
+import (
+	"github.com/sealpod/sealpod/cdh/kms/aws"
+	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
+)
 
 // providers has what this build knows. What New of a provider package returns
 // may keep state, such as a login; it lives as long as the Client.
-var providers = map[string]func(wire.Env) wire.Opener{}
+var providers = map[string]func(wire.Env) wire.Opener{
+	"aws": aws.New,
+}
