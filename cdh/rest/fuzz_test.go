@@ -12,7 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/ttrpc"
+
+	"github.com/sealpod/sealpod/api/datahub"
 	"github.com/sealpod/sealpod/cdh/internal/cdhtest"
+	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
 func TestParseQuery(t *testing.T) {
@@ -75,20 +79,38 @@ func FuzzEvent(f *testing.F) {
 	})
 }
 
+// BenchmarkResource compares a resource by REST with the same call at the data
+// hub's socket, which it ends in.
 func BenchmarkResource(b *testing.B) {
 	w := newWorld(b, "resource")
-	url := "http://" + w.addr + "/cdh/resource/default/key/1"
-	b.ReportAllocs()
-	for b.Loop() {
-		resp, err := w.http.Get(url)
-		if err != nil {
-			b.Fatal(err)
+	b.Run("socket", func(b *testing.B) {
+		c := rpc.NewClient(w.hub.path, time.Second)
+		defer c.Close()
+		b.ReportAllocs()
+		for b.Loop() {
+			err := c.Do(b.Context(), func(conn *ttrpc.Client) error {
+				_, err := datahub.NewGetResourceServiceClient(conn).GetResource(b.Context(), &datahub.GetResourceRequest{ResourcePath: "kbs:///default/key/1"})
+				return err
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
 		}
-		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-			b.Fatal(err)
+	})
+	b.Run("REST", func(b *testing.B) {
+		url := "http://" + w.addr + "/cdh/resource/default/key/1"
+		b.ReportAllocs()
+		for b.Loop() {
+			resp, err := w.http.Get(url)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+				b.Fatal(err)
+			}
+			if err := resp.Body.Close(); err != nil {
+				b.Fatal(err)
+			}
 		}
-		if err := resp.Body.Close(); err != nil {
-			b.Fatal(err)
-		}
-	}
+	})
 }
