@@ -77,12 +77,12 @@ func version(annotations wire.Object) (stage, id string, err error) {
 	return stage, id, nil
 }
 
-// refused says why an answer is none. code and message are the service's words.
-func refused(status int, code, message string) error {
+// refused says why an answer of who is none. code and message are its words.
+func refused(who string, status int, code, message string) error {
 	if status == http.StatusTooManyRequests || status >= 500 || throttled(code) {
-		return wire.Overloaded(service, status, code)
+		return wire.Overloaded(who, status, code)
 	}
-	return wire.Refused(service, status, code, message)
+	return wire.Refused(who, status, code, message)
 }
 
 // throttled tells whether an error code, which comes with any status, asks to

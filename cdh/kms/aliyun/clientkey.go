@@ -33,9 +33,8 @@ type clientKey struct {
 }
 
 // parseClientKey reads a client key file, {"KeyId": …, "PrivateKeyData": base64
-// of PKCS#12}, with its password, whose white space at the end does not count.
-// Error texts hold nothing of either.
-func parseClientKey(file, password []byte) (*clientKey, error) {
+// of PKCS#12}, with the file of its password. Error texts hold nothing of either.
+func parseClientKey(file, passwordFile []byte) (*clientKey, error) {
 	o, err := strict.Parse(file)
 	if err != nil {
 		return nil, fmt.Errorf("reading the client key file: %w", err)
@@ -52,14 +51,28 @@ func parseClientKey(file, password []byte) (*clientKey, error) {
 		return nil, fmt.Errorf("reading the client key file: %w", err)
 	}
 	defer clear(der)
-	if !utf8.Valid(password) {
-		return nil, errors.New("the password of the client key is not UTF-8")
+	password, err := parsePassword(passwordFile)
+	if err != nil {
+		return nil, fmt.Errorf("reading the password of the client key: %w", err)
 	}
-	key, err := openPKCS12(der, strings.TrimRightFunc(string(password), unicode.IsSpace))
+	key, err := openPKCS12(der, password)
 	if err != nil {
 		return nil, fmt.Errorf("opening the PKCS#12 data of the client key: %w", err)
 	}
 	return &clientKey{id, key}, nil
+}
+
+// parsePassword reads a password file: text whose white space at the end does not
+// count, as upstream takes it, or {"ClientKeyPassword": …}, which is what Alibaba
+// Cloud's console gives out and upstream's example holds.
+func parsePassword(file []byte) (string, error) {
+	if o, err := strict.Parse(file); err == nil {
+		return o.Text("ClientKeyPassword")
+	}
+	if !utf8.Valid(file) {
+		return "", errors.New("not UTF-8")
+	}
+	return strings.TrimRightFunc(string(file), unicode.IsSpace), nil
 }
 
 // openPKCS12 returns the RSA key in der. Beside what OpenSSL writes today, the

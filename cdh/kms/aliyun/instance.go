@@ -90,7 +90,6 @@ func (p *instance) key() (*clientKey, error) {
 		return nil, err
 	}
 	defer file.Wipe()
-	// Upstream calls it JSON; it holds nothing but the password.
 	password, err := p.env.Files.Read("password_" + p.keyID + ".json")
 	if err != nil {
 		return nil, err
@@ -142,7 +141,7 @@ func call(ctx context.Context, client *wire.Client, id string, env wire.Env, key
 	if resp.Status != http.StatusOK {
 		defer resp.Body.Wipe()
 		code, text := serviceError(resp.Body)
-		return nil, fmt.Errorf("calling %s of KMS instance %s: %w", api, id, refused(resp.Status, code, text))
+		return nil, fmt.Errorf("calling %s of KMS instance %s: %w", api, id, refused(service, resp.Status, code, text))
 	}
 	return resp.Body, nil
 }

@@ -102,7 +102,7 @@ func (e *ecsRole) login(ctx context.Context) (login, error) {
 	}
 	defer resp.Body.Wipe()
 	if resp.Status != http.StatusOK {
-		return login{}, fmt.Errorf("asking for the credential of a RAM role: %w", wire.Refused(metadata, resp.Status, "", ""))
+		return login{}, fmt.Errorf("asking for the credential of a RAM role: %w", refused(metadata, resp.Status, "", ""))
 	}
 	l, err := parseSession(resp.Body)
 	if err != nil {

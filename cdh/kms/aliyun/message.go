@@ -17,7 +17,7 @@ import (
 // 8246e5e.
 const (
 	encryptKeyID, encryptPlaintext, encryptAlgorithm   = 1, 2, 3
-	encryptedKeyID, encryptedCiphertext, encryptedIV   = 1, 2, 3
+	encryptedCiphertext, encryptedIV                   = 2, 3
 	decryptCiphertext, decryptKeyID, decryptAlgorithm  = 1, 2, 3
 	decryptIV                                          = 5
 	decryptedPlaintext                                 = 2
@@ -52,6 +52,14 @@ func decryptRequest(keyID string, ciphertext, iv []byte) message {
 	m.text(decryptKeyID, keyID)
 	m.text(decryptAlgorithm, algorithm)
 	m.bytes(decryptIV, iv)
+	return m
+}
+
+func encryptRequest(keyID string, plaintext []byte) message {
+	var m message
+	m.text(encryptKeyID, keyID)
+	m.bytes(encryptPlaintext, plaintext)
+	m.text(encryptAlgorithm, algorithm)
 	return m
 }
 

@@ -98,7 +98,7 @@ func (p *regional) Secret(ctx context.Context, name string, annotations wire.Obj
 	defer resp.Body.Wipe()
 	if resp.Status != http.StatusOK {
 		code, text := apiError(resp.Body)
-		return nil, fmt.Errorf("calling GetSecretValue in region %s: %w", l.region, refused(resp.Status, code, text))
+		return nil, fmt.Errorf("calling GetSecretValue in region %s: %w", l.region, refused(service, resp.Status, code, text))
 	}
 	secret, err := secretJSON(resp.Body)
 	if err != nil {
@@ -113,17 +113,14 @@ func secretJSON(raw []byte) (podvm.Secret, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, v := range o {
-		defer clear(v)
-	}
-	text, err := o.Text("SecretData")
+	secret, err := strict.SecretText(o["SecretData"])
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("member %q: %w", "SecretData", err)
 	}
-	if text == "" {
+	if len(secret) == 0 {
 		return nil, errNothing
 	}
-	return podvm.Secret(text), nil
+	return secret, nil
 }
 
 // apiError returns the words of an answer that says no, "" if it has none.

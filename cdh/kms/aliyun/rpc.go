@@ -2,7 +2,7 @@ package aliyun
 
 import (
 	"crypto/hmac"
-	"crypto/sha1" //nolint:gosec // of the protocol: HMAC-SHA1 is not broken by SHA-1's collisions
+	"crypto/sha1"
 	"encoding/base64"
 	"maps"
 	"slices"
@@ -13,7 +13,7 @@ import (
 // secret and returns the query of its URL: the parameters in order of their
 // names, percent-encoded, with the signature as one more.
 // Source: Alibaba Cloud RPC API, "Request syntax and signature method V2",
-// SignatureVersion 1.0.
+// SignatureVersion 1.0, whose HMAC-SHA1 the collisions of SHA-1 do not touch.
 func rpcQuery(method string, params map[string]string, secret []byte) string {
 	var canonical []string
 	for _, name := range slices.Sorted(maps.Keys(params)) {
