@@ -1,0 +1,127 @@
+package vmtest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(GuestEnv) == "1" {
+		os.Exit(m.Run())
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// guest returns a Config that runs one test of guest_test.go.
+func guest(t *testing.T, test string, disks ...*Disk) Config {
+	t.Helper()
+	return Config{
+		Cmd:   []string{"/bin/guest.test", "-test.v", "-test.run", "^" + test + "$"},
+		Files: map[string]string{"/bin/guest.test": BuildTest(t, "./podvm/vmtest")},
+		Disks: disks,
+	}
+}
+
+func TestGuestIsAnOrdinaryMachine(t *testing.T) {
+	Enabled(t)
+	vm := Start(t, guest(t, "TestInGuestOrdinary", NewDisk(t, 8<<20)))
+	if err := vm.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	program, init := vm.Boot()
+	if init <= 0 || program < init {
+		t.Errorf("init after %v, the program after %v", init, program)
+	}
+	t.Logf("FIGURE power-on to init %v, to the program %v", init.Round(time.Millisecond), program.Round(time.Millisecond))
+}
+
+func TestDisksOutliveTheMachine(t *testing.T) {
+	Enabled(t)
+	disk := NewDisk(t, 64<<20)
+	Run(t, guest(t, "TestInGuestSeal", disk))
+	Run(t, guest(t, "TestInGuestUnseal", disk))
+}
+
+func TestPowerCut(t *testing.T) {
+	Enabled(t)
+	disk := NewDisk(t, 32<<20)
+	vm := Start(t, guest(t, "TestInGuestWriteForever", disk))
+	if err := vm.WaitOutput(t.Context(), flushed); err != nil {
+		t.Fatal(err)
+	}
+	vm.PowerCut()
+	if err := vm.Wait(); !errors.Is(err, ErrPowerCut) {
+		t.Fatalf("%v, not a power cut", err)
+	}
+	Run(t, guest(t, "TestInGuestReadWhatWasFlushed", disk))
+}
+
+func TestFailuresAreToldApart(t *testing.T) {
+	Enabled(t)
+	short := func(c Config, limit time.Duration) Config { c.Timeout = limit; return c }
+	for name, c := range map[string]struct {
+		Config
+		err    error
+		status int
+		output string // among the program's
+		says   string // anywhere in the error's text
+	}{
+		"a test that fails":    {guest(t, "TestInGuestFail"), ErrStatus, 1, "this test always fails", "exit status 1"},
+		"killed by a signal":   {guest(t, "TestInGuestKilled"), ErrStatus, 128 + 9, "", "exit status 137"},
+		"a kernel panic":       {guest(t, "TestInGuestPanic"), ErrCrash, 0, "about to panic", "Kernel panic - not syncing: sysrq triggered crash"},
+		"a hang":               {short(guest(t, "TestInGuestHang"), 40*time.Second), ErrTimeout, 0, "about to hang", "Run /init as init process"},
+		"no such program":      {Config{Cmd: []string{"/bin/nothing"}}, ErrInit, 0, "", "starting /bin/nothing: no such file or directory"},
+		"qemu does not start":  {Config{Devices: []string{"-device", "no-such-device"}}, ErrCrash, 0, "", "'no-such-device' is not a valid device model name"},
+		"no init":              {Config{KernelArgs: []string{"rdinit=/bin/nothing"}}, ErrCrash, 0, "", "Kernel panic"},
+		"a disk that is taken": {Config{Disks: twice(NewDisk(t, 1<<20))}, ErrCrash, 0, "", `Failed to get "write" lock`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			vm := Start(t, c.Config)
+			err := vm.Wait()
+			var e *MachineError
+			if !errors.As(err, &e) || !errors.Is(err, c.err) {
+				t.Fatalf("got %v, want a MachineError of %v", err, c.err)
+			}
+			if e.Status != c.status {
+				t.Errorf("status %d, want %d", e.Status, c.status)
+			}
+			if !strings.Contains(e.Output, c.output) {
+				t.Errorf("the output is without %q:\n%s", c.output, e.Output)
+			}
+			if !strings.Contains(err.Error(), c.says) {
+				t.Errorf("the error does not say %q:\n%v", c.says, err)
+			}
+		})
+	}
+}
+
+func twice(d *Disk) []*Disk { return []*Disk{d, d} }
+
+func TestWaitOutputEndsWithTheMachineAndTheContext(t *testing.T) {
+	Enabled(t)
+	vm := Start(t, Config{Cmd: []string{"/usr/bin/umount", "--version"}})
+	if err := vm.WaitOutput(t.Context(), "util-linux"); err != nil {
+		t.Error(err)
+	}
+	done, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := vm.WaitOutput(done, "never written"); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v after the end of the context", err)
+	}
+	if err := vm.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.WaitOutput(t.Context(), "never written"); err == nil || !strings.Contains(err.Error(), "never written") {
+		t.Errorf("%v after the end of the machine", err)
+	}
+	if err := vm.WaitOutput(t.Context(), "util-linux"); err != nil {
+		t.Error(err)
+	}
+}
