@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"github.com/sealpod/sealpod/cdh/kms/aliyun"
 	"github.com/sealpod/sealpod/cdh/kms/aws"
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
 )
@@ -8,5 +9,6 @@ import (
 // providers has what this build knows. What New of a provider package returns
 // may keep state, such as a login; it lives as long as the Client.
 var providers = map[string]func(wire.Env) wire.Opener{
-	"aws": aws.New,
+	"aliyun": aliyun.New,
+	"aws":    aws.New,
 }
