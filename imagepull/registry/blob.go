@@ -13,8 +13,9 @@ import (
 // Blob opens a layer for reading. The reader returns exactly desc.Size bytes
 // or an error; it verifies no digest, the caller does. A connection that
 // breaks is taken up again where it broke, and a large blob that a slow network
-// holds up comes over several connections. Close may be called while a Read
-// runs and ends it.
+// holds up comes over several connections. One that stays below 16 KiB/s for ten
+// minutes of waiting is given up. Close may be called while a Read runs and ends
+// it.
 //
 // A foreign layer that the registry does not have is taken from the https URLs
 // of its descriptor, without credentials.
@@ -23,6 +24,8 @@ import (
 // (size), ErrTruncated.
 func (r *Repository) Blob(ctx context.Context, desc Descriptor) (io.ReadCloser, error) {
 	what := "layer " + desc.Digest + " of " + r.ref.Name()
+	outer := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
 	b, err := r.source(desc, r.http, r.base+"/blobs/"+desc.Digest).start(ctx)
 	if errors.Is(err, ErrNotFound) && isForeign(desc.MediaType) {
 		for _, u := range desc.URLs[:min(len(desc.URLs), maxURLs)] {
@@ -36,9 +39,12 @@ func (r *Repository) Blob(ctx context.Context, desc Descriptor) (io.ReadCloser, 
 		}
 	}
 	if err != nil {
-		return nil, explain(ctx, err, r.ref.Registry, what)
+		cancel(nil)
+		return nil, explain(outer, err, r.ref.Registry, what)
 	}
-	return &explained{ReadCloser: b, ctx: ctx, registry: r.ref.Registry, what: what}, nil
+	limit := maxSlow * r.opts.Stall
+	b = newStallBody(b, limit, int(float64(r.client.minRate)*limit.Seconds()), cancel)
+	return &explained{ReadCloser: b, ctx: outer, registry: r.ref.Registry, what: what}, nil
 }
 
 // maxURLs is how many URLs of a foreign layer are tried.

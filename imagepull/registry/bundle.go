@@ -26,7 +26,7 @@ const bundleType = "application/vnd.dev.sigstore.bundle"
 // Source: OCI distribution-spec v1.1, "Listing Referrers" and "Referrers Tag
 // Schema".
 func (r *Repository) Bundles(ctx context.Context, digest string) ([]policy.Document, error) {
-	docs, err := r.bundles(ctx, digest)
+	docs, err := bounded(ctx, r, func(ctx context.Context) ([]policy.Document, error) { return r.bundles(ctx, digest) })
 	return docs, explain(ctx, err, r.ref.Registry, "bundles of "+r.ref.Name()+"@"+digest)
 }
 

@@ -22,6 +22,9 @@ const (
 	headerTimeout  = 30 * time.Second // request sent to response headers
 	stallTimeout   = 30 * time.Second // for the next 16 KiB of a body
 	maxStalls      = 4                // stallTimeouts until headers are there, with redirects and logins on the way
+	maxAnswer      = 10               // stallTimeouts for all documents that answer one question, with tries and waits
+	maxSlow        = 20               // stallTimeouts in which a blob has to keep up minRate
+	minRate        = 16 << 10         // bytes per second
 	maxHeader      = 64 << 10         // bytes of response headers
 	readBuffer     = 64 << 10         // bytes per connection
 	maxRedirects   = 5
@@ -46,8 +49,8 @@ type Options struct {
 	// further one; 0 means 500 ms. Tests shorten it.
 	Backoff time.Duration
 	// Stall, when it is not 0, replaces the limits of 10 s for connecting and
-	// for TLS, and of 30 s for headers and for 16 KiB of a body. Tests shorten
-	// it.
+	// for TLS, and of 30 s for headers and for 16 KiB of a body; limits that
+	// are several of the latter follow. Tests shorten it.
 	Stall time.Duration
 
 	resolver *net.Resolver // nil: the system's
@@ -61,6 +64,7 @@ type Client struct {
 	own     *http.Transport // to registries themselves
 	others  *http.Transport // to elsewhere, see dialer
 	ranging ranging
+	minRate int           // of a blob, in bytes per second
 	helpers chan struct{} // one value per further connection in use
 	pages   sync.Pool     // of *[pageSize]byte
 
@@ -91,7 +95,7 @@ func NewClient(opts Options) (*Client, error) {
 		return nil, err
 	}
 	d := &dialer{Dialer: net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second, Resolver: opts.resolver}, proxies: proxies}
-	c := &Client{opts: opts, ranging: defaultRanging, helpers: make(chan struct{}, maxHelpers), logins: map[string]*login{}}
+	c := &Client{opts: opts, ranging: defaultRanging, minRate: minRate, helpers: make(chan struct{}, maxHelpers), logins: map[string]*login{}}
 	c.pages.New = func() any { return new([pageSize]byte) }
 	c.own = &http.Transport{
 		Proxy:                  func(r *http.Request) (*url.URL, error) { return proxy(r.URL) },

@@ -115,7 +115,7 @@ func TestDebianRegistryKeepsOurLargeBlobs(t *testing.T) {
 	if err != nil || !bytes.Equal(got, blob) {
 		t.Errorf("%d of %d bytes, %v", len(got), len(blob), err)
 	}
-	if _, isRanged := body.(*explained).ReadCloser.(*ranged); !isRanged || body.(*explained).ReadCloser.(*ranged).src.rangesRefused() {
+	if r, isRanged := body.(*explained).ReadCloser.(*stallBody).body.(*ranged); !isRanged || r.src.rangesRefused() {
 		t.Error("the blob did not come in parts")
 	}
 }

@@ -20,7 +20,10 @@
 // only to the host they are for and to the token service that host names,
 // tokens only to that host.
 //
-// Time and memory are bounded: a peer that stalls or trickles is given up, what
-// may pass is tried five times, and a blob takes 4 MiB over one connection, 16
-// MiB over several.
+// Time and memory are bounded. A connection that brings less than 16 KiB in 30
+// s is given up, and what may pass is tried five times. The documents of an
+// image, its signatures and its bundles have 5 minutes each, whatever becomes of
+// them on the way. A blob has to come at 16 KiB/s, averaged over ten minutes of
+// waiting for it; no other limit is set on large ones, the caller's context is.
+// A blob takes 4 MiB of memory over one connection, 16 MiB over several.
 package registry

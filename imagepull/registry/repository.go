@@ -46,27 +46,38 @@ const acceptManifest = typeOCIManifest + ", " + typeOCIIndex + ", " + typeDocker
 // Errors: ErrUnauthorized, ErrNotFound, ErrUnavailable, ErrDigest, ErrManifest,
 // ErrPlatform, podvm.ErrTooLarge.
 func (r *Repository) Resolve(ctx context.Context) (*Image, error) {
-	what := "manifest of " + r.ref.String()
+	what := "manifest of "
+	img, err := bounded(ctx, r, func(ctx context.Context) (*Image, error) {
+		img, m, err := r.instance(ctx)
+		if err != nil {
+			return nil, err
+		}
+		what = "configuration of "
+		return img, r.config(ctx, img, m)
+	})
+	if err != nil {
+		return nil, explain(ctx, err, r.ref.Registry, what+r.ref.String())
+	}
+	return img, nil
+}
+
+// instance fetches what the reference leads to, down to the manifest of this
+// machine.
+func (r *Repository) instance(ctx context.Context) (*Image, *Manifest, error) {
 	raw, top, err := r.manifest(ctx, r.ref.target())
 	if err != nil {
-		return nil, explain(ctx, err, r.ref.Registry, what)
+		return nil, nil, err
 	}
 	img := &Image{Reference: r.ref, TopDigest: top, Digest: top}
 	doc, isIndex, err := parseDocument(raw)
 	if err == nil && isIndex {
 		doc, img.Digest, err = r.platform(ctx, doc)
 	}
-	var m *Manifest
-	if err == nil {
-		m, err = doc.manifest()
-	}
 	if err != nil {
-		return nil, explain(ctx, err, r.ref.Registry, what)
+		return nil, nil, err
 	}
-	if err := r.config(ctx, img, m); err != nil {
-		return nil, explain(ctx, err, r.ref.Registry, "configuration of "+r.ref.String())
-	}
-	return img, nil
+	m, err := doc.manifest()
+	return img, m, err
 }
 
 // platform follows an index to the manifest of this machine.

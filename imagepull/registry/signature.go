@@ -23,7 +23,7 @@ const (
 //
 // Errors: ErrUnauthorized, ErrUnavailable, ErrManifest, podvm.ErrTooLarge.
 func (r *Repository) Signatures(ctx context.Context, digest string) ([]policy.Signature, error) {
-	sigs, err := r.signatures(ctx, digest)
+	sigs, err := bounded(ctx, r, func(ctx context.Context) ([]policy.Signature, error) { return r.signatures(ctx, digest) })
 	return sigs, explain(ctx, err, r.ref.Registry, "signatures of "+r.ref.Name()+"@"+digest)
 }
 

@@ -21,26 +21,35 @@ func stalled(ctx context.Context, err error) error {
 	return err
 }
 
+// bounded gives all requests that do makes no more than maxAnswer stallTimeouts.
+func bounded[T any](ctx context.Context, r *Repository, do func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, maxAnswer*r.opts.Stall, errStalled)
+	defer cancel()
+	v, err := do(ctx)
+	return v, stalled(ctx, err)
+}
+
 // trickle is how many bytes a peer must send within the stall limit: less than
 // anyone could use, more than one who only keeps the connection busy sends.
 const trickle = 16 << 10
 
 // stallBody cancels the request of a body when its reader has waited for
-// longer than limit for the next trickle bytes. Time the reader spends
-// elsewhere does not count.
+// longer than limit for the next need bytes. Time the reader spends elsewhere
+// does not count.
 type stallBody struct {
 	body   io.ReadCloser
 	limit  time.Duration
+	need   int
 	left   time.Duration // of limit
 	got    int           // bytes since left was full
 	timer  *time.Timer
 	cancel context.CancelCauseFunc
 }
 
-func newStallBody(body io.ReadCloser, limit time.Duration, cancel context.CancelCauseFunc) *stallBody {
+func newStallBody(body io.ReadCloser, limit time.Duration, need int, cancel context.CancelCauseFunc) *stallBody {
 	t := time.AfterFunc(limit, func() { cancel(errStalled) })
 	t.Stop()
-	return &stallBody{body: body, limit: limit, left: limit, timer: t, cancel: cancel}
+	return &stallBody{body: body, limit: limit, need: need, left: limit, timer: t, cancel: cancel}
 }
 
 // Read implements io.Reader.
@@ -52,7 +61,7 @@ func (b *stallBody) Read(p []byte) (int, error) {
 		err = errStalled
 	}
 	b.left = max(b.left-time.Since(start), 1)
-	if b.got += n; b.got >= trickle {
+	if b.got += n; b.got >= b.need {
 		b.got, b.left = 0, b.limit
 	}
 	return n, err
@@ -92,7 +101,7 @@ func (r *Repository) get(ctx context.Context, client *http.Client, url string, h
 		cancel(nil)
 		return nil, tidy(err)
 	}
-	resp.Body = newStallBody(resp.Body, r.opts.Stall, cancel)
+	resp.Body = newStallBody(resp.Body, r.opts.Stall, trickle, cancel)
 	if resp.StatusCode != http.StatusOK && (resp.StatusCode != http.StatusPartialContent || req.Header.Get("Range") == "") {
 		defer discard(resp)
 		return nil, statusOf(resp)
