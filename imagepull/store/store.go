@@ -115,10 +115,21 @@ func (s *Store) Free() (int64, error) {
 	if err := unix.Statfs(s.dir, &st); err != nil {
 		return 0, fmt.Errorf("examining the file system of %s: %w", s.dir, err)
 	}
-	if st.Blocks == 0 || st.Bavail > math.MaxInt64/uint64(st.Bsize) { // a tmpfs without a size
-		return math.MaxInt64, nil
+	return free(st), nil
+}
+
+// free reads what statfs(2) says. Blocks are counted in fragments, where a file
+// system knows them; one that says nothing usable sets no limit.
+// Source: statvfs(3); linux v6.12 fs/statfs.c statfs_by_dentry.
+func free(st unix.Statfs_t) int64 {
+	unit := st.Frsize
+	if unit <= 0 {
+		unit = st.Bsize
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	if st.Blocks == 0 || unit <= 0 || st.Bavail > math.MaxInt64/uint64(unit) { // a tmpfs without a size
+		return math.MaxInt64
+	}
+	return int64(st.Bavail) * unit
 }
 
 // Has says whether the layer is there, verified.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -374,5 +375,25 @@ func TestMountFailureIsRolledBack(t *testing.T) {
 	release(t, l)
 	if count(t, parent, "*") != 0 || count(t, dir, "overlay", "*") != 0 {
 		t.Error("something is left")
+	}
+}
+
+func TestFree(t *testing.T) {
+	for name, tt := range map[string]struct {
+		st   unix.Statfs_t
+		want int64
+	}{
+		"ordinary":              {unix.Statfs_t{Blocks: 100, Bavail: 10, Bsize: 4096, Frsize: 4096}, 40960},
+		"large blocks to write": {unix.Statfs_t{Blocks: 100, Bavail: 10, Bsize: 1 << 20, Frsize: 512}, 5120}, // FUSE, NFS
+		"no fragments":          {unix.Statfs_t{Blocks: 100, Bavail: 10, Bsize: 1024}, 10240},
+		"full":                  {unix.Statfs_t{Blocks: 100, Bsize: 4096, Frsize: 4096}, 0},
+		"no limit":              {unix.Statfs_t{Bsize: 4096, Frsize: 4096}, math.MaxInt64},
+		"no unit":               {unix.Statfs_t{Blocks: 100, Bavail: 10}, math.MaxInt64},
+		"nonsense":              {unix.Statfs_t{Blocks: 100, Bavail: math.MaxUint64, Bsize: -1, Frsize: -1}, math.MaxInt64},
+		"too much":              {unix.Statfs_t{Blocks: 100, Bavail: math.MaxUint64, Bsize: 4096, Frsize: 4096}, math.MaxInt64},
+	} {
+		if got := free(tt.st); got != tt.want {
+			t.Errorf("%s: %d, want %d", name, got, tt.want)
+		}
 	}
 }
