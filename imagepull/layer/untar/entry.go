@@ -125,6 +125,9 @@ func writeFull(fd int, b []byte) error {
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return err
 		}
+		if n == 0 {
+			return io.ErrShortWrite // a file system gone mad; asking for ever helps nobody
+		}
 		b = b[max(n, 0):]
 	}
 	return nil
