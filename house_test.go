@@ -92,7 +92,7 @@ func forTests(path string) bool {
 
 // ownerSide may never be part of the guest's trusted computing base.
 var ownerSide = []string{
-	module + "relyingparty", module + "teesim", module + "imageseal", module + "kbs/admin",
+	module + "relyingparty", module + "teesim", module + "imageseal", module + "kbs/admin", module + "cdh/secret/seal",
 	"github.com/open-policy-agent/opa",
 	"github.com/google/go-containerregistry/pkg/registry",
 	"github.com/hanwen/go-fuse/v2",
