@@ -22,8 +22,6 @@ type (
 	Provider = wire.Provider
 	// Env is what a provider has of the world around it.
 	Env = wire.Env
-	// Files gives out credential files.
-	Files = wire.Files
 	// Wrapped is a key as a service wrapped it for the guest.
 	Wrapped = wire.Wrapped
 )
@@ -69,17 +67,27 @@ func New(cfg Config) *Client {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	c := &Client{http: wire.NewClient(wire.ClientConfig{Host: cfg.Host, Log: cfg.Log}), providers: map[string]wire.Opener{}}
+	client := wire.NewClient(wire.ClientConfig{Host: cfg.Host, Log: cfg.Log})
+	c := &Client{http: client, providers: map[string]wire.Opener{}}
 	for name, open := range providers {
-		c.providers[name] = open(Env{
-			Host:  cfg.Host,
-			HTTP:  c.http,
-			Files: wire.CredentialDir(cfg.Host, name),
-			Now:   time.Now,
-			Log:   cfg.Log,
-		})
+		env := cfg.env()
+		env.HTTP, env.Files = c.http, wire.CredentialDir(cfg.Host, name)
+		c.providers[name] = open(env)
 	}
 	return c
+}
+
+func (cfg Config) env() Env { return Env{Host: cfg.Host, Now: time.Now, Log: cfg.Log} }
+
+// OwnerEnv returns what Encrypt of a provider package needs, and what closes its
+// connections. It is for the owner's side: no credential files are read.
+func OwnerEnv(cfg Config) (Env, func()) {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	env := cfg.env()
+	env.HTTP = wire.NewClient(wire.ClientConfig{Host: cfg.Host, Log: cfg.Log})
+	return env, env.HTTP.Close
 }
 
 // Close closes the connections that are kept open.
@@ -100,5 +108,24 @@ func (c *Client) Open(_ context.Context, name string, settings Object) (Provider
 	if err != nil {
 		return nil, fmt.Errorf("opening the KMS provider %s: %w", strings.ToLower(name), err)
 	}
-	return p, nil
+	return bounded{p}, nil
+}
+
+// timeout bounds a call with all its requests. Clients of the data hub wait 50 s.
+const timeout = 45 * time.Second
+
+type bounded struct{ p Provider }
+
+// Decrypt implements Provider.
+func (b bounded) Decrypt(ctx context.Context, keyID string, ciphertext []byte, annotations Object) (podvm.Secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return b.p.Decrypt(ctx, keyID, ciphertext, annotations)
+}
+
+// Secret implements Provider.
+func (b bounded) Secret(ctx context.Context, name string, annotations Object) (podvm.Secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	return b.p.Secret(ctx, name, annotations)
 }

@@ -20,6 +20,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// owner has the suite's key.
+var owner = Owner{Region: region, Credential: []byte(`{"access_key_id":"` + suiteID + `","secret_access_key":"` + suiteSecret + `"}`)}
+
 const dek = "\x00\x01\xff 32 bytes of a key, more or less"
 
 func annotations(t testing.TB, w wire.Wrapped) wire.Object {
@@ -38,7 +41,7 @@ func TestKeyWrappedByTheOwnerOpensInTheGuest(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := env(t, newCloud(t), wire.ClientConfig{})
-			w, err := Encrypt(t.Context(), e, region, keyID, podvm.Secret(dek), with)
+			w, err := Encrypt(t.Context(), e, owner, keyID, podvm.Secret(dek), with)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -194,7 +197,7 @@ func TestTroubleOfTheServices(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newCloud(t)
 			e := env(t, c, wire.ClientConfig{TryTimeout: tt.limit})
-			w, err := Encrypt(t.Context(), e, region, keyID, podvm.Secret(dek), nil)
+			w, err := Encrypt(t.Context(), e, owner, keyID, podvm.Secret(dek), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -238,7 +241,7 @@ func drip(t *testing.T) func(http.ResponseWriter, int) bool {
 
 func TestWrongKey(t *testing.T) {
 	e := env(t, newCloud(t), wire.ClientConfig{})
-	w, err := Encrypt(t.Context(), e, region, keyID, podvm.Secret(dek), nil)
+	w, err := Encrypt(t.Context(), e, owner, keyID, podvm.Secret(dek), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,9 +318,9 @@ func TestUnusableInputNeverReachesTheService(t *testing.T) {
 		"no name":      func() error { _, err := p.Secret(t.Context(), "", nil); return err },
 		"version null": func() error { _, err := p.Secret(t.Context(), "db", object(t, `{"version_id":null}`)); return err },
 		"stage list":   func() error { _, err := p.Secret(t.Context(), "db", object(t, `{"version_stage":[]}`)); return err },
-		"no key":       func() error { _, err := Encrypt(t.Context(), e, region, keyID, nil, nil); return err },
+		"no key":       func() error { _, err := Encrypt(t.Context(), e, owner, keyID, nil, nil); return err },
 		"long key": func() error {
-			_, err := Encrypt(t.Context(), e, region, keyID, make([]byte, 4097), nil)
+			_, err := Encrypt(t.Context(), e, owner, keyID, make([]byte, 4097), nil)
 			return err
 		},
 	} {

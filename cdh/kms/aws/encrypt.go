@@ -13,12 +13,19 @@ import (
 // Source: AWS KMS API Reference (Encrypt).
 const maxPlaintext = 4096
 
+// Owner is what the owner of a key has from AWS.
+type Owner struct {
+	Region     string // as in "eu-west-1"
+	Credential []byte // content of a CredentialFile
+}
+
 // Encrypt wraps key with a key of KMS; with is the encryption context, nil for
-// none. It is for the owner's side: env.Files has the owner's CredentialFile.
+// none. It is for the owner's side and reads no files.
 //
 // Errors: those of package wire.
-func Encrypt(ctx context.Context, env wire.Env, region, keyID string, key podvm.Secret, with map[string]string) (wire.Wrapped, error) {
-	c, err := newClient(env, region)
+func Encrypt(ctx context.Context, env wire.Env, o Owner, keyID string, key podvm.Secret, with map[string]string) (wire.Wrapped, error) {
+	env.Files = wire.Content(o.Credential)
+	c, err := newClient(env, o.Region)
 	if err != nil {
 		return wire.Wrapped{}, err
 	}
@@ -37,7 +44,7 @@ func Encrypt(ctx context.Context, env wire.Env, region, keyID string, key podvm.
 	if err != nil {
 		return wire.Wrapped{}, err
 	}
-	w := wire.Wrapped{Ciphertext: out, Settings: map[string]any{"region": region}, Annotations: map[string]any{}}
+	w := wire.Wrapped{Ciphertext: out, Settings: map[string]any{"region": o.Region}, Annotations: map[string]any{}}
 	if len(with) > 0 {
 		w.Annotations["encryption_context"] = with
 	}

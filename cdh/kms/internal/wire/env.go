@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,7 +49,7 @@ type Wrapped struct {
 type Env struct {
 	Host  podvm.Host
 	HTTP  *Client
-	Files Files // of this provider
+	Files Files // of this provider; nil on the owner's side
 	Now   func() time.Time
 	Log   *slog.Logger
 }
@@ -105,6 +106,12 @@ func (d Dir) read(name string) (podvm.Secret, error) {
 	}
 	return podvm.ReadMax(f, maxCredential)
 }
+
+// Content is a file of the owner's that Read returns under every name.
+type Content []byte
+
+// Read implements Files.
+func (c Content) Read(string) (podvm.Secret, error) { return bytes.Clone(c), nil }
 
 // Endpoint returns the base URL of a service: the value of an environment
 // variable, which only the machine's owner can set, or else byDefault.
