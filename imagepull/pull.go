@@ -55,7 +55,7 @@ func (p *Puller) pull(ctx context.Context, log *slog.Logger, progress *Progress,
 	if err != nil {
 		return "", err
 	}
-	st, err := p.openStore()
+	st, err := p.openStore(ctx)
 	if err != nil {
 		return "", err
 	}

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/sealpod/sealpod/imagepull/registry"
@@ -49,8 +48,8 @@ type Puller struct {
 	deps     Deps
 	registry *registry.Client
 
-	mu    sync.Mutex
-	store *store.Store // nil until the first pull
+	turn  chan struct{} // takes one value; the field below is for whose it is
+	store *store.Store  // nil until the first pull
 }
 
 // New checks the configuration and returns a Puller. It touches neither disk
@@ -76,15 +75,15 @@ func New(deps Deps) (*Puller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	return &Puller{deps: deps, registry: client}, nil
+	return &Puller{deps: deps, registry: client, turn: make(chan struct{}, 1)}, nil
 }
 
 // Close releases the store and idle connections; layers and mounts stay. No
 // Pull may be running.
 func (p *Puller) Close() error {
 	p.registry.Close()
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
 	if p.store == nil {
 		return nil
 	}
@@ -94,8 +93,8 @@ func (p *Puller) Close() error {
 }
 
 // Remove undoes a successful Pull into bundleDir, which stays; layers stay too.
-func (p *Puller) Remove(_ context.Context, bundleDir string) error {
-	st, err := p.openStore()
+func (p *Puller) Remove(ctx context.Context, bundleDir string) error {
+	st, err := p.openStore(ctx)
 	if err != nil {
 		return err
 	}
@@ -103,18 +102,23 @@ func (p *Puller) Remove(_ context.Context, bundleDir string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, st.RemoveRootfs(bundleDir))
+	return errors.Join(err, st.RemoveRootfs(ctx, bundleDir))
 }
 
 // openStore opens the store at the first pull, when the volume it may live on
-// is mounted. A failure is not remembered.
-func (p *Puller) openStore() (*store.Store, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// is mounted. A failure is not remembered. It may take as long as it takes to
+// remove what containers left.
+func (p *Puller) openStore(ctx context.Context) (*store.Store, error) {
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("waiting for the image store: %w", context.Cause(ctx))
+	}
 	if p.store != nil {
 		return p.store, nil
 	}
-	st, err := store.Open(p.deps.Config.WorkDir, store.Options{Plain: p.deps.Plain, Host: p.deps.Host, Log: p.deps.Log})
+	st, err := store.Open(ctx, p.deps.Config.WorkDir, store.Options{Plain: p.deps.Plain, Host: p.deps.Host, Log: p.deps.Log})
 	if err != nil {
 		return nil, podvm.Explain(err, "the image store "+p.deps.Config.WorkDir+" cannot be used")
 	}

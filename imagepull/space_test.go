@@ -193,7 +193,7 @@ func TestLayerOnItsWayTakesNoMoreSpace(t *testing.T) {
 	m.needRoot(t)
 	m.onTmpfs(t, "size=10m")
 	p := m.puller(t)
-	st, err := p.openStore()
+	st, err := p.openStore(deadline(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -98,12 +98,13 @@ func (v *view) close() error {
 	return errors.Join(errs...)
 }
 
-// openBelow opens a directory below root without following symlinks.
-func openBelow(root int, path string) (fd int, err error) {
+// openBelow opens a directory below root without following symlinks or entering
+// what is mounted there.
+func openBelow(root int, path string, flags uint64) (fd int, err error) {
 	for range 1000 { // EAGAIN: something was renamed on this machine
 		fd, err = unix.Openat2(root, path, &unix.OpenHow{
-			Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+			Flags:   flags | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
 		})
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 			break
@@ -127,7 +128,7 @@ func (v *view) show(path string) ([]int, error) {
 	}
 	var list []int
 	for _, i := range candidates {
-		fd, err := openBelow(v.layers[i], path)
+		fd, err := openBelow(v.layers[i], path, unix.O_RDONLY)
 		if errors.Is(err, unix.ENOENT) {
 			continue
 		}
@@ -159,7 +160,7 @@ func (v *view) describe(root int, path string) (err error) {
 		return err
 	}
 	for n, i := range list {
-		src, err := openBelow(v.layers[i], path)
+		src, err := openBelow(v.layers[i], path, unix.O_RDONLY)
 		if err != nil {
 			return err
 		}
@@ -179,7 +180,7 @@ func (v *view) describe(root int, path string) (err error) {
 }
 
 func copyAttributes(src, root int, path string, st unix.Stat_t) error {
-	dst, err := openBelow(root, path)
+	dst, err := openBelow(root, path, unix.O_RDONLY)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOENT) {
 		return nil // hidden by a layer above
 	}

@@ -105,7 +105,7 @@ func (s *Store) stage(ctx context.Context, name string, fill func(context.Contex
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, removeAll(dir))
+			err = errors.Join(err, removeAll(context.WithoutCancel(ctx), dir))
 		}
 	}()
 	if err := os.Chmod(dir, 0o755); err != nil {
@@ -162,7 +162,7 @@ func (l *Lease) Release() error {
 	}
 	l.undo = nil
 	for _, dir := range l.drop() {
-		errs = append(errs, removeAll(dir))
+		errs = append(errs, removeAll(context.Background(), dir))
 	}
 	return errors.Join(errs...)
 }

@@ -41,7 +41,7 @@ func TestLeftoverThatCannotBeRemovedStopsNoPull(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := Open(dir, Options{})
+	again, err := Open(t.Context(), dir, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

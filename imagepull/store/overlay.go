@@ -72,7 +72,7 @@ func (s *Store) probe() (err error) {
 // mount(2) must fit a page; with that overlayfs's own limit of 500 is reached.
 func (l *Lease) mount(ctx context.Context, target string, layers []string) error {
 	s := l.store
-	if err := s.sweep(); err != nil {
+	if err := s.sweep(ctx); err != nil {
 		return fmt.Errorf("cleaning up after earlier mounts: %w", err)
 	}
 	dir, err := s.newMount()
@@ -81,7 +81,7 @@ func (l *Lease) mount(ctx context.Context, target string, layers []string) error
 	}
 	id := filepath.Base(dir)
 	defer s.mountDone(id)
-	l.undo = append(l.undo, func() error { return errors.Join(removeAll(dir), s.finished(id)) })
+	l.undo = append(l.undo, func() error { return errors.Join(removeAll(context.WithoutCancel(ctx), dir), s.finished(id)) })
 	l.done = append(l.done, id)
 	if err := s.markUnfinished(id); err != nil {
 		return err
@@ -256,13 +256,17 @@ func mountID(m *mountinfo.Info) string {
 // sweep removes upper and work directories whose mount is gone: kata-agent
 // unmounts a rootfs without telling. What is in them is a container's, which can
 // make them impossible to remove; that must not keep others from being pulled.
-func (s *Store) sweep() error {
+func (s *Store) sweep(ctx context.Context) error {
 	ids, err := s.unmounted()
 	if err != nil {
 		return err
 	}
 	for _, id := range ids {
-		if err := removeAll(s.path("overlay", id)); err != nil {
+		err := removeAll(ctx, s.path("overlay", id))
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
 			s.log.Warn("What a container left cannot be removed", "overlay", podvm.Printable(id, 64), "err", podvm.Printable(err.Error(), 300))
 		}
 	}

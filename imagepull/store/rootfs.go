@@ -50,8 +50,8 @@ func (l *Lease) Rootfs(ctx context.Context, bundle string, layers []ID) error {
 // RemoveRootfs takes back the rootfs of bundle: the overlay mount, whose upper
 // directory the next mount sweeps up, or the merged directory. The bundle stays.
 //
-// Errors: ErrRootfs when something else is mounted there.
-func (s *Store) RemoveRootfs(bundle string) error {
+// Errors: ErrRootfs when something else is mounted there, the cause of ctx.
+func (s *Store) RemoveRootfs(ctx context.Context, bundle string) error {
 	bundle, err := filepath.EvalSymlinks(bundle)
 	if err != nil {
 		return fmt.Errorf("taking the rootfs back: %w", err)
@@ -63,7 +63,7 @@ func (s *Store) RemoveRootfs(bundle string) error {
 	if s.mode != layer.Plain {
 		err = os.Remove(target) // empty below the mount
 	} else {
-		err = removeAll(target)
+		err = removeAll(ctx, target)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("taking %s back: %w", target, err)
@@ -139,7 +139,7 @@ func occupied(why string) error {
 // merge builds the directory beside target and renames it into place.
 func (l *Lease) merge(ctx context.Context, bundle, target string, dirs []string) error {
 	tmp := filepath.Join(bundle, ".rootfs.new") // may be there from a pull that was killed
-	if err := errors.Join(removeAll(tmp), os.Mkdir(tmp, 0o700)); err != nil {
+	if err := errors.Join(removeAll(ctx, tmp), os.Mkdir(tmp, 0o700)); err != nil {
 		return fmt.Errorf("creating the merged directory: %w", err)
 	}
 	where := tmp
@@ -148,7 +148,7 @@ func (l *Lease) merge(ctx context.Context, bundle, target string, dirs []string)
 		existed = false
 	}
 	l.undo = append(l.undo, func() error {
-		err := removeAll(where)
+		err := removeAll(context.WithoutCancel(ctx), where)
 		if where == target && existed {
 			err = errors.Join(err, os.Mkdir(target, 0o755))
 		}

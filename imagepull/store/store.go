@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -66,8 +67,8 @@ type ID struct {
 // what earlier processes left unfinished. Where overlayfs is not permitted
 // (EPERM, EACCES) it warns and works in Plain mode.
 //
-// Errors: ErrBusy.
-func Open(dir string, opts Options) (_ *Store, err error) {
+// Errors: ErrBusy, the cause of ctx.
+func Open(ctx context.Context, dir string, opts Options) (_ *Store, err error) {
 	if opts.Log == nil {
 		opts.Log = slog.Default()
 	}
@@ -89,13 +90,13 @@ func Open(dir string, opts Options) (_ *Store, err error) {
 			err = errors.Join(err, s.lock.Close())
 		}
 	}()
-	if err := s.recover(opts.Host); err != nil {
+	if err := s.recover(ctx, opts.Host); err != nil {
 		return nil, fmt.Errorf("opening the image store %s: %w", dir, err)
 	}
 	if s.mode, err = s.chooseMode(opts.Plain); err != nil {
 		return nil, fmt.Errorf("opening the image store %s: %w", dir, err)
 	}
-	if err := s.sweep(); err != nil {
+	if err := s.sweep(ctx); err != nil {
 		return nil, fmt.Errorf("opening the image store %s: %w", dir, err)
 	}
 	return s, nil
@@ -186,16 +187,16 @@ func lockFile(path string) (*os.File, error) {
 
 // recover creates the layout, undoes what is unfinished, empties tmp/ and takes
 // stock of layers/.
-func (s *Store) recover(host podvm.Host) error {
+func (s *Store) recover(ctx context.Context, host podvm.Host) error {
 	for _, d := range []string{"layers", "overlay", "tmp", "unfinished"} {
 		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return err
 		}
 	}
-	if err := s.rollback(); err != nil {
+	if err := s.rollback(ctx); err != nil {
 		return err
 	}
-	if err := removeAll(s.path("tmp")); err != nil {
+	if err := removeAll(ctx, s.path("tmp")); err != nil {
 		return err
 	}
 	if err := os.Mkdir(s.path("tmp"), 0o700); err != nil {
@@ -210,7 +211,7 @@ func (s *Store) recover(host podvm.Host) error {
 		return err
 	}
 	if len(boot) == 0 || !bytes.Equal(boot, before) {
-		if err := s.forget(); err != nil {
+		if err := s.forget(ctx); err != nil {
 			return err
 		}
 		if err := os.WriteFile(s.path("boot_id"), boot, 0o600); err != nil {
@@ -232,7 +233,7 @@ func (s *Store) recover(host podvm.Host) error {
 }
 
 // forget removes all layers: another boot left them.
-func (s *Store) forget() error {
+func (s *Store) forget(ctx context.Context) error {
 	list, err := os.ReadDir(s.path("layers"))
 	if err != nil {
 		return err
@@ -241,26 +242,9 @@ func (s *Store) forget() error {
 		if !layerName.MatchString(d.Name()) {
 			continue
 		}
-		if err := removeAll(s.path("layers", d.Name())); err != nil {
+		if err := removeAll(ctx, s.path("layers", d.Name())); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// removeAll is os.RemoveAll for trees whose directories may lack write
-// permission for their owner. Root needs none, and must not follow a link that a
-// container puts in the place of a directory meanwhile.
-func removeAll(path string) error {
-	err := os.RemoveAll(path)
-	if !errors.Is(err, fs.ErrPermission) || os.Geteuid() == 0 {
-		return err
-	}
-	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			err = os.Chmod(p, 0o700) //nolint:gosec // about to be removed
-		}
-		return err
-	})
-	return os.RemoveAll(path)
 }

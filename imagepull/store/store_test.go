@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t *testing.T, dir string, plain bool) *Store {
 	t.Helper()
-	s, err := Open(dir, Options{Plain: plain, Log: slog.New(slog.DiscardHandler)})
+	s, err := Open(t.Context(), dir, Options{Plain: plain, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ var one, two = ID{"sha256:blob1", "sha256:diff1", false}, ID{"sha256:blob2", "sh
 func TestSecondProcessIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, true)
-	if _, err := Open(dir, Options{Plain: true}); !errors.Is(err, ErrBusy) {
+	if _, err := Open(t.Context(), dir, Options{Plain: true}); !errors.Is(err, ErrBusy) {
 		t.Errorf("error %v", err)
 	}
 	if err := s.Close(); err != nil {
@@ -167,7 +167,7 @@ func TestLayersOutliveTheProcessButNotTheBoot(t *testing.T) {
 		if err := os.WriteFile(boot, []byte(id), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s, err := Open(dir, Options{Plain: true, Host: podvm.Host{Root: root}, Log: slog.New(slog.DiscardHandler)})
+		s, err := Open(t.Context(), dir, Options{Plain: true, Host: podvm.Host{Root: root}, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -333,7 +333,7 @@ func TestOverlayRootfsIsWritableAndSweptWhenUnmounted(t *testing.T) {
 	if b, err := os.ReadFile(s.path("layers", s.name(one), "a")); err != nil || string(b) != "1" {
 		t.Errorf("writing to a rootfs changed a layer: %q, %v", b, err)
 	}
-	if err := s.sweep(); err != nil || count(t, dir, "overlay", "*") != 1 {
+	if err := s.sweep(t.Context()); err != nil || count(t, dir, "overlay", "*") != 1 {
 		t.Errorf("a mounted overlay was swept: %v", err)
 	}
 	// What kata-agent does at the end of a container.
@@ -343,7 +343,7 @@ func TestOverlayRootfsIsWritableAndSweptWhenUnmounted(t *testing.T) {
 	if err := os.Remove(rootfs); err != nil {
 		t.Errorf("rootfs is not an empty directory: %v", err)
 	}
-	if err := s.sweep(); err != nil || count(t, dir, "overlay", "*") != 0 {
+	if err := s.sweep(t.Context()); err != nil || count(t, dir, "overlay", "*") != 0 {
 		t.Errorf("upper directory of a gone mount stays: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -38,7 +39,7 @@ func (s *Store) finished(name string) error {
 
 // rollback undoes what processes before this one were killed over. Directories
 // of overlays are left to sweep.
-func (s *Store) rollback() error {
+func (s *Store) rollback(ctx context.Context) error {
 	marks, err := os.ReadDir(s.path("unfinished"))
 	if err != nil {
 		return err
@@ -63,7 +64,7 @@ func (s *Store) rollback() error {
 	}
 	for name := range unfinished {
 		if layerName.MatchString(name) {
-			if err := removeAll(s.path("layers", name)); err != nil {
+			if err := removeAll(ctx, s.path("layers", name)); err != nil {
 				return err
 			}
 		}

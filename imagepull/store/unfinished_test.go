@@ -60,7 +60,7 @@ func TestKilledPullIsUndoneAtTheNextStart(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(parent, "done", "rootfs", "a")); err != nil || string(b) != "1" {
 		t.Errorf("the finished pull's rootfs: %q, %v", b, err)
 	}
-	if err := s.RemoveRootfs(filepath.Join(parent, "done")); err != nil {
+	if err := s.RemoveRootfs(t.Context(), filepath.Join(parent, "done")); err != nil {
 		t.Error(err)
 	}
 }
@@ -120,7 +120,7 @@ func TestKeepTakesMarksOfLayersFirst(t *testing.T) {
 	if err != nil || (len(mounts) > 0 && !s.Has(one)) {
 		t.Errorf("%d mounts without their layer, %v", len(mounts), err)
 	}
-	if err := s.RemoveRootfs(bundle); err != nil {
+	if err := s.RemoveRootfs(t.Context(), bundle); err != nil {
 		t.Error(err)
 	}
 }

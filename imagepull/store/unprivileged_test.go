@@ -34,7 +34,7 @@ func TestWithoutPrivilegeLayersAreMerged(t *testing.T) {
 		return
 	}
 	var log strings.Builder
-	s, err := Open(t.TempDir(), Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	s, err := Open(t.Context(), t.TempDir(), Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
