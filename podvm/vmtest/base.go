@@ -48,14 +48,9 @@ const fetchTime = 5 * time.Minute
 // base is a kernel and the initramfs common to all machines, as files.
 type base struct{ kernel, initramfs string }
 
-// ensureBase returns the base of r, which it makes where that has not been done.
-// Processes that want the same one wait for each other.
-func ensureBase(ctx context.Context, r recipe) (base, error) {
-	root, err := moduleRoot()
-	if err != nil {
-		return base{}, err
-	}
-	cache := filepath.Join(root, "bin", "vm")
+// ensureBase returns the base of r from the directory cache, which it makes
+// where that has not been done. Processes that want it wait for each other.
+func ensureBase(ctx context.Context, cache string, r recipe) (base, error) {
 	// The name changes with the recipe; the code that follows it is version 1.
 	id := sha256.Sum256(fmt.Appendf(nil, "1 %q", []any{r.suite, r.packages, r.files, r.modules}))
 	dir := filepath.Join(cache, fmt.Sprintf("%s-%x", r.suite, id[:6]))
@@ -161,7 +156,7 @@ func fetch(ctx context.Context, r recipe) (tree, error) {
 		_ = cmd.Cancel() // it must not go on waiting for a reader
 	}
 	if err := cmd.Wait(); err != nil {
-		return nil, fmt.Errorf("fetching packages with mmdebstrap: %w\n%s", err, said.String())
+		return nil, errors.Join(readErr, fmt.Errorf("fetching packages with mmdebstrap: %w\n%s", err, said.String()))
 	}
 	return t, readErr
 }

@@ -109,6 +109,9 @@ func BuildTest(t testing.TB, pkg string) string {
 	if err := build(t, "test", "-c", "-o", bin, pkg); err != nil {
 		t.Fatalf("building the tests of %s: %v", pkg, err)
 	}
+	if _, err := os.Stat(bin); err != nil {
+		t.Fatalf("the package %s has no tests", pkg)
+	}
 	return bin
 }
 

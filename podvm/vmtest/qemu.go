@@ -39,7 +39,11 @@ func sharedParts(t testing.TB) (*shared, error) {
 	if sharedOnce.shared != nil {
 		return sharedOnce.shared, nil
 	}
-	b, err := ensureBase(t.Context(), standard)
+	root, err := moduleRoot()
+	if err != nil {
+		return nil, err
+	}
+	b, err := ensureBase(t.Context(), filepath.Join(root, "bin", "vm"), standard)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +135,9 @@ func (s *shared) args(c Config, initramfs string) []string {
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "q35", "-accel", s.accel, "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(c.Memory),
 		"-kernel", s.kernel, "-initrd", initramfs, "-append", strings.Join(append([]string{
-			"console=ttyS0", "rdinit=/init", "panic=-1", "oops=panic", "mitigations=off",
+			"console=ttyS0", "rdinit=/init", "panic=-1", "oops=panic",
+			// Both take a second of emulation.
+			"mitigations=off", "cryptomgr.notests",
 		}, c.KernelArgs...), " "),
 		"-serial", "stdio",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=port,fd=3",

@@ -51,6 +51,7 @@ type VM struct {
 	ctx     context.Context // of the machine; its cause says why it was ended
 	cut     context.CancelCauseFunc
 	began   time.Time
+	pid     int // of qemu
 	console tail
 	output  tail
 	done    chan struct{} // closed when the machine is off
@@ -201,6 +202,9 @@ func (vm *VM) run(cmd *exec.Cmd, port *os.File, started chan<- error) {
 	defer vm.cut(nil)
 	defer port.Close()
 	err := cmd.Start()
+	if err == nil {
+		vm.pid = cmd.Process.Pid
+	}
 	started <- err
 	if err != nil {
 		return
