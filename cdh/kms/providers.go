@@ -4,6 +4,7 @@ import (
 	"github.com/sealpod/sealpod/cdh/kms/aliyun"
 	"github.com/sealpod/sealpod/cdh/kms/aws"
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
+	"github.com/sealpod/sealpod/cdh/kms/vault"
 )
 
 // providers has what this build knows. What New of a provider package returns
@@ -11,4 +12,5 @@ import (
 var providers = map[string]func(wire.Env) wire.Opener{
 	"aliyun": aliyun.New,
 	"aws":    aws.New,
+	"vault":  vault.New,
 }
