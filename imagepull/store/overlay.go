@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -81,7 +82,13 @@ func (l *Lease) mount(ctx context.Context, target string, layers []string) error
 	}
 	id := filepath.Base(dir)
 	defer s.mountDone(id)
-	l.undo = append(l.undo, func() error { return errors.Join(removeAll(context.WithoutCancel(ctx), dir), s.finished(id)) })
+	stuck := false // the mount cannot be taken off
+	l.undo = append(l.undo, func() error {
+		if stuck {
+			return nil // the mark tells the next process
+		}
+		return errors.Join(removeAll(context.WithoutCancel(ctx), dir), s.finished(id))
+	})
 	l.done = append(l.done, id)
 	if err := s.markUnfinished(id); err != nil {
 		return err
@@ -99,7 +106,19 @@ func (l *Lease) mount(ctx context.Context, target string, layers []string) error
 	if err := mountIn(filepath.Join(dir, "l"), target, options); err != nil {
 		return fmt.Errorf("mounting %d layers on %s: %w", len(layers), target, err)
 	}
-	l.undo = append(l.undo, func() error { return unmount(target) })
+	mounted, err := mountAt(target)
+	if err == nil && mounted == nil {
+		err = errNotOnTop
+	}
+	if err != nil {
+		stuck = true
+		return fmt.Errorf("finding the mount on %s: %w", target, err)
+	}
+	l.undo = append(l.undo, func() error {
+		err := takeOff(mounted)
+		stuck = err != nil
+		return err
+	})
 	if err := inherit(ctx, target, layers); err != nil {
 		return fmt.Errorf("finding what directories are: %w", err)
 	}
@@ -107,12 +126,14 @@ func (l *Lease) mount(ctx context.Context, target string, layers []string) error
 }
 
 // newMount makes a directory below overlay/ that sweep leaves alone until
-// mountDone.
+// mountDone. Its name is like no other, in whatever store.
 func (s *Store) newMount() (dir string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if dir, err = os.MkdirTemp(s.path("overlay"), ""); err == nil {
-		s.mounts[filepath.Base(dir)] = struct{}{}
+	id := strings.ToLower(rand.Text())
+	dir = s.path("overlay", id)
+	if err = os.Mkdir(dir, 0o700); err == nil {
+		s.mounts[id] = struct{}{}
 	}
 	return dir, err
 }
@@ -192,65 +213,6 @@ func mountIn(dir, target, options string) error {
 		}()
 	}()
 	return <-done
-}
-
-// unmount takes the mount off target, now for new users and when the last user
-// is gone for good.
-func unmount(target string) error {
-	err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
-	if errors.Is(err, unix.EBUSY) {
-		err = unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	}
-	if err != nil {
-		return fmt.Errorf("unmounting %s: %w", target, err)
-	}
-	return nil
-}
-
-// unmountOwn unmounts what an earlier pull put on target, so that a retry does
-// not stack a second mount. A mount of someone else is ErrRootfs, one in use is
-// EBUSY.
-func (s *Store) unmountOwn(target string) error {
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != target, false })
-	if err != nil {
-		return fmt.Errorf("reading the mount table: %w", err)
-	}
-	for _, m := range slices.Backward(mounts) { // topmost first
-		if !s.owns(m) {
-			return occupied("something else is mounted on it")
-		}
-		s.log.Warn("Replacing the rootfs of an earlier pull", "rootfs", target)
-		if err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW); err != nil {
-			return fmt.Errorf("unmounting the earlier rootfs: %w", err)
-		}
-	}
-	return nil
-}
-
-// owns says whether m is an overlay made by this store.
-func (s *Store) owns(m *mountinfo.Info) bool {
-	id := mountID(m)
-	if id == "" {
-		return false
-	}
-	_, err := os.Lstat(s.path("overlay", id))
-	return err == nil
-}
-
-// mountID returns the name below overlay/ that the options of m carry.
-func mountID(m *mountinfo.Info) string {
-	if m.FSType != "overlay" {
-		return ""
-	}
-	for _, o := range strings.Split(m.VFSOptions, ",") {
-		if rest, ok := strings.CutPrefix(o, "upperdir=../../"); ok {
-			id, ok := strings.CutSuffix(rest, "/upper")
-			if ok && strings.Trim(id, "0123456789") == "" {
-				return id
-			}
-		}
-	}
-	return ""
 }
 
 // sweep removes upper and work directories whose mount is gone: kata-agent

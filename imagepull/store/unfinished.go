@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/moby/sys/mountinfo"
 
@@ -49,17 +50,20 @@ func (s *Store) rollback(ctx context.Context) error {
 		unfinished[d.Name()] = true
 	}
 	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		id := mountID(m)
-		probe, _ := mountinfo.PrefixFilter(s.path("tmp"))(m)
-		return probe && (id == "" || !unfinished[id]), false
+		return !s.probing(m) && !unfinished[mountID(m)], false
 	})
 	if err != nil {
 		return fmt.Errorf("reading the mount table: %w", err)
 	}
 	for _, m := range mounts {
-		s.log.Warn("Taking off a mount that an earlier process was killed over", "target", podvm.Printable(m.Mountpoint, 300))
-		if err := unmount(m.Mountpoint); err != nil {
+		target := podvm.Printable(m.Mountpoint, 300)
+		if err := takeOff(m); errors.Is(err, errNotOnTop) {
+			s.log.Warn("A mount that an earlier process was killed over stays, it is covered by another one", "target", target)
+			delete(unfinished, mountID(m)) // and its mark stays
+		} else if err != nil {
 			return err
+		} else {
+			s.log.Warn("Took off a mount that an earlier process was killed over", "target", target)
 		}
 	}
 	for name := range unfinished {
@@ -73,4 +77,11 @@ func (s *Store) rollback(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// probing says whether m is a mount that probe made.
+func (s *Store) probing(m *mountinfo.Info) bool {
+	rest, ours := strings.CutPrefix(m.Mountpoint, s.path("tmp", "probe-"))
+	number, ours2 := strings.CutSuffix(rest, "/rootfs")
+	return ours && ours2 && m.FSType == "overlay" && strings.Trim(number, "0123456789") == ""
 }

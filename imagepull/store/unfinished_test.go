@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -32,10 +33,12 @@ func TestKilledPullIsUndoneAtTheNextStart(t *testing.T) {
 	}
 	// And one while it was trying what the kernel can do.
 	probe := filepath.Join(dir, "tmp", "probe-1", "rootfs")
-	if err := os.MkdirAll(probe, 0o700); err != nil {
-		t.Fatal(err)
+	for _, d := range []string{"lower", "upper", "work", "rootfs"} {
+		if err := os.MkdirAll(filepath.Join(probe, "..", d), 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := unix.Mount("tmpfs", probe, "tmpfs", 0, "size=4k"); err != nil {
+	if err := mountIn(filepath.Dir(probe), probe, "lowerdir=lower,upperdir=upper,workdir=work"); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -170,4 +173,86 @@ func TestLayerThatCannotBeMovedAwayIsNotGutted(t *testing.T) {
 	if s.Has(one) || count(t, dir, "layers", "*") != 0 {
 		t.Error("the layer of a pull that failed is there in the next process")
 	}
+}
+
+// TestOnlyOwnMountsAreTakenOff: what somebody mounted over an unfinished rootfs
+// stays, at the end of the pull and at the next start, and the mount below it
+// goes as soon as it can be seen.
+func TestOnlyOwnMountsAreTakenOff(t *testing.T) {
+	dir, bundle := t.TempDir(), t.TempDir()
+	rootfs := filepath.Join(bundle, "rootfs")
+	foreign := func() {
+		t.Helper()
+		var st unix.Statfs_t
+		if err := unix.Statfs(rootfs, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+			t.Fatalf("the foreign mount is gone: type %#x, %v", st.Type, err)
+		}
+	}
+	s := openOverlay(t, dir)
+	l := s.Begin()
+	add(t, l, one, with("a", "1"))
+	if err := l.Rootfs(t.Context(), bundle, []ID{one}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", rootfs, "tmpfs", 0, "size=4k"); err != nil {
+		t.Fatal(err)
+	}
+	covered := true
+	defer func() {
+		if covered {
+			_ = unix.Unmount(rootfs, unix.MNT_DETACH)
+			_ = unix.Unmount(rootfs, unix.MNT_DETACH)
+		}
+	}()
+	if err := l.Release(); err == nil {
+		t.Error("a mount that stays is no error")
+	}
+	foreign()
+	for range 2 {
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, dir, false)
+		foreign()
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount(rootfs, 0); err != nil {
+		t.Fatal(err)
+	}
+	covered = false
+	open(t, dir, false)
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(bundle))
+	if err != nil || len(mounts) != 0 || count(t, dir, "overlay", "*")+count(t, dir, "unfinished", "*") != 0 {
+		t.Errorf("mounts %v, or files, are left, %v", mounts, err)
+	}
+}
+
+// TestForeignMountInTheWorkDirectoryStays: a store does not open over one, but
+// does not take it off either.
+func TestForeignMountInTheWorkDirectoryStays(t *testing.T) {
+	dir := t.TempDir()
+	s := openOverlay(t, dir)
+	at := filepath.Join(dir, "tmp", "probe-1", "rootfs")
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=4k"); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(at, "f")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Open(t.Context(), dir, Options{}); err == nil {
+		t.Errorf("opened all the same: %v", s.Close())
+	}
+	if _, err := os.Lstat(file); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Unmount(at, 0); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir, false)
 }
