@@ -37,7 +37,7 @@ func (c *client) call(ctx context.Context, method, path string, in any, read fun
 			return nil, wire.Credential(CredentialFile, fmt.Errorf("member \"ca\": %w", err))
 		}
 	}
-	data, err := c.logins.with(ctx, server, cred, func(token podvm.Secret) (wire.Object, error) {
+	data, err := c.withToken(ctx, server, cred, func(token podvm.Secret) (wire.Object, error) {
 		o, err := server.send(ctx, request{method: method, path: path, namespace: c.namespace, token: token, in: in})
 		if err != nil {
 			return nil, err

@@ -1,7 +1,6 @@
 package vault
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 
@@ -95,14 +94,4 @@ func secretOr(o wire.Object, name string) (podvm.Secret, error) {
 		}
 	}
 	return s, nil
-}
-
-// login identifies whom c logs in as, and where.
-func (c *credential) login() [sha256.Size]byte {
-	h := sha256.New()
-	for _, part := range [][]byte{[]byte(c.address), []byte(c.namespace), []byte(c.roleMount), []byte(c.role), c.secret} {
-		fmt.Fprintf(h, "%d:", len(part))
-		h.Write(part)
-	}
-	return [sha256.Size]byte(h.Sum(nil))
 }

@@ -65,7 +65,7 @@ func TestLoginLastsForItsLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.want(t, 1, 5)
-	w.pass(2 * time.Minute) // beyond nine tenths
+	w.pass(2 * time.Minute)
 	if err := get(t, p, "a"); err != nil {
 		t.Fatal(err)
 	}
@@ -181,19 +181,6 @@ func TestConcurrentCallersShareOneLoginAndGiveUpAlone(t *testing.T) {
 	close(release)
 	wg.Wait()
 	w.want(t, 1, 22)
-}
-
-func TestLoginsDoNotPileUp(t *testing.T) {
-	l := newLogins(wire.Env{Now: time.Now})
-	for i := range 3 * maxLogins {
-		l.of(&credential{role: strings.Repeat("x", i)})
-	}
-	if len(l.kept) != maxLogins {
-		t.Errorf("%d logins kept", len(l.kept))
-	}
-	if (&credential{role: "ab", roleMount: "c"}).login() == (&credential{role: "b", roleMount: "ca"}).login() {
-		t.Error("two roles share a login")
-	}
 }
 
 func TestCAOfTheCredential(t *testing.T) {

@@ -27,9 +27,9 @@ const maxCiphertext = 32 << 10
 // engine, by default "transit" for keys and "secret" for secrets; "namespace" of
 // a Vault that has them.
 func New(env wire.Env) wire.Opener {
-	logins := newLogins(env)
+	tokens := wire.NewTokens(env.Now)
 	return func(settings wire.Object) (wire.Provider, error) {
-		p := &client{env: env, logins: logins}
+		p := &client{env: env, tokens: tokens}
 		var err error
 		for name, to := range map[string]*string{"address": &p.address, "mount": &p.mount, "namespace": &p.namespace} {
 			if *to, err = settings.TextOr(name, ""); err != nil {
@@ -51,10 +51,10 @@ func New(env wire.Env) wire.Opener {
 // client is the engines of one server.
 type client struct {
 	env       wire.Env
-	logins    *logins
-	address   string // "" for the credential's
-	mount     string // "" for the engine's default
-	namespace string // "" for none
+	tokens    *wire.Tokens // of AppRoles
+	address   string       // "" for the credential's
+	mount     string       // "" for the engine's default
+	namespace string       // "" for none
 }
 
 func (c *client) mountOr(byDefault string) string {
@@ -174,7 +174,7 @@ func Encrypt(ctx context.Context, env wire.Env, o Owner, keyID string, key podvm
 	if !keyForm.MatchString(keyID) || o.Mount != "" && !isPath(o.Mount) || o.Namespace != "" && !isPath(o.Namespace) {
 		return wire.Wrapped{}, wire.Settings(errors.New("key id, mount or namespace does not make a path"))
 	}
-	c := &client{env: env, logins: newLogins(env), mount: o.Mount, namespace: o.Namespace}
+	c := &client{env: env, tokens: wire.NewTokens(env.Now), mount: o.Mount, namespace: o.Namespace}
 	in := struct {
 		Plaintext []byte `json:"plaintext"`
 		Context   []byte `json:"context,omitempty"`
