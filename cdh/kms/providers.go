@@ -3,6 +3,7 @@ package kms
 import (
 	"github.com/sealpod/sealpod/cdh/kms/aliyun"
 	"github.com/sealpod/sealpod/cdh/kms/aws"
+	"github.com/sealpod/sealpod/cdh/kms/azure"
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
 	"github.com/sealpod/sealpod/cdh/kms/vault"
 )
@@ -12,5 +13,6 @@ import (
 var providers = map[string]func(wire.Env) wire.Opener{
 	"aliyun": aliyun.New,
 	"aws":    aws.New,
+	"azure":  azure.New,
 	"vault":  vault.New,
 }

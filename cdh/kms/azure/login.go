@@ -1,0 +1,198 @@
+package azure
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sealpod/sealpod/cdh/internal/strict"
+	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
+)
+
+// Values of client_type.
+const (
+	managedIdentityType = "managed_identity"
+	clientSecretType    = "client_secret"
+)
+
+// CredentialFile is the name of the credential file for client_type
+// client_secret, a JSON object with tenant_id, client_id and client_secret.
+const CredentialFile = "credential.json"
+
+// Names of services for people.
+const (
+	metadata = "the Azure metadata service"
+	entra    = "Microsoft Entra"
+)
+
+// login is a way to get access tokens.
+type login interface {
+	// prepare reads credentials and returns what fetches a token with them,
+	// and the key under which it is kept: equal only where tokens are.
+	prepare() (key tokenKey, fetch fetchFunc, err error)
+}
+
+type (
+	tokenKey  [sha256.Size]byte
+	fetchFunc func(context.Context) (value string, life time.Duration, err error)
+)
+
+func keyOf(parts ...string) tokenKey {
+	b, _ := json.Marshal(parts) // strings always do
+	defer clear(b)
+	return sha256.Sum256(b)
+}
+
+// managedIdentity is an identity of the machine.
+type managedIdentity struct {
+	env      wire.Env
+	place    place
+	clientID string // "" for the only one
+}
+
+func newManagedIdentity(env wire.Env, p place, settings wire.Object) (*managedIdentity, error) {
+	id, err := settings.TextOr("client_id", "")
+	if err == nil && id != "" && !isObjectName(id) {
+		err = errors.New(`member "client_id": want a UUID`)
+	}
+	return &managedIdentity{env, p, id}, err
+}
+
+func (m *managedIdentity) prepare() (tokenKey, fetchFunc, error) {
+	return keyOf(managedIdentityType, m.place.resource(), m.clientID), m.fetch, nil
+}
+
+func (m *managedIdentity) fetch(ctx context.Context) (string, time.Duration, error) {
+	query := url.Values{"api-version": {"2018-02-01"}, "resource": {m.place.resource()}}
+	if m.clientID != "" {
+		query.Set("client_id", m.clientID)
+	}
+	return ask(ctx, m.env.HTTP.Direct(), wire.Request{
+		Service: metadata,
+		Method:  http.MethodGet,
+		URL:     m.env.Host.MetadataURL("/metadata/identity/oauth2/token?" + query.Encode()),
+		Header:  http.Header{"Metadata": {"true"}},
+		Again: func(r *wire.Response) bool { // while it is updated
+			return r.Status == http.StatusNotFound || r.Status == http.StatusGone
+		},
+	})
+}
+
+// clientSecret is a registered application with a password.
+type clientSecret struct {
+	env   wire.Env
+	place place
+}
+
+func (c *clientSecret) prepare() (tokenKey, fetchFunc, error) {
+	raw, err := c.env.Files.Read(CredentialFile)
+	if err != nil {
+		return tokenKey{}, nil, err
+	}
+	defer raw.Wipe()
+	tenant, form, err := parseCredential(raw)
+	if err != nil {
+		return tokenKey{}, nil, wire.Credential(CredentialFile, err)
+	}
+	form.Set("scope", c.place.resource()+"/.default")
+	body := form.Encode()
+	fetch := func(ctx context.Context) (string, time.Duration, error) {
+		return ask(ctx, c.env.HTTP, wire.Request{
+			Service: entra,
+			Method:  http.MethodPost,
+			URL:     "https://" + c.place.authority + "/" + tenant + "/oauth2/v2.0/token",
+			Header:  http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
+			Body:    []byte(body),
+		})
+	}
+	return keyOf(clientSecretType, c.place.authority, tenant, body), fetch, nil
+}
+
+// parseCredential reads a credential file. The tenant becomes part of a URL.
+func parseCredential(raw []byte) (tenant string, form url.Values, err error) {
+	o, err := strict.Parse(raw)
+	if err != nil {
+		return "", nil, err
+	}
+	form = url.Values{"grant_type": {"client_credentials"}}
+	for _, name := range []string{"client_id", "client_secret"} {
+		text, err := o.Text(name)
+		if err != nil {
+			return "", nil, err
+		}
+		if text == "" {
+			return "", nil, fmt.Errorf("member %q is empty", name)
+		}
+		form.Set(name, text)
+	}
+	tenant, err = o.Text("tenant_id")
+	for label := range strings.SplitSeq(tenant, ".") {
+		if err == nil && !isObjectName(label) {
+			err = errors.New(`member "tenant_id": want a UUID or a domain name`)
+		}
+	}
+	return tenant, form, err
+}
+
+// ask makes a request for a token and reads the answer.
+func ask(ctx context.Context, client *wire.Client, r wire.Request) (string, time.Duration, error) {
+	resp, err := client.Do(ctx, r)
+	if err != nil {
+		return "", 0, fmt.Errorf("getting an access token: %w", err)
+	}
+	defer resp.Body.Wipe()
+	if resp.Status != http.StatusOK {
+		return "", 0, fmt.Errorf("getting an access token: %w", refused(r.Service, resp))
+	}
+	value, life, err := parseToken(resp.Body)
+	if err != nil {
+		return "", 0, wire.Malformed(r.Service, err)
+	}
+	return value, life, nil
+}
+
+// Bounds of a token.
+const (
+	maxToken = 32 << 10       // bytes; with many group memberships it has 8 KiB
+	maxLife  = 24 * time.Hour // what managed identities get
+)
+
+// parseToken reads the answer to a login. Entra gives the life in seconds as a
+// number, the metadata service as text.
+func parseToken(raw []byte) (value string, life time.Duration, err error) {
+	o, err := strict.Parse(raw)
+	if err != nil {
+		return "", 0, err
+	}
+	kind, err := o.Text("token_type")
+	if err == nil && !strings.EqualFold(kind, "Bearer") {
+		err = errors.New("not a bearer token")
+	}
+	if err != nil {
+		return "", 0, err
+	}
+	if value, err = o.Text("access_token"); err != nil {
+		return "", 0, err
+	}
+	if value == "" || len(value) > maxToken || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", 0, errors.New("a token that is none")
+	}
+	text := string(o["expires_in"])
+	if strings.HasPrefix(text, `"`) {
+		if text, err = o.Text("expires_in"); err != nil {
+			return "", 0, err
+		}
+	}
+	seconds, err := strconv.ParseUint(text, 10, 31)
+	if err != nil || seconds == 0 {
+		return "", 0, errors.New("a token without a life")
+	}
+	return value, min(time.Duration(seconds)*time.Second, maxLife), nil
+}
