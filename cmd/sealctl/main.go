@@ -22,7 +22,7 @@ import (
 
 // commands is everything sealctl can do.
 func commands() []*cobra.Command {
-	return []*cobra.Command{demoCommand(), relyingPartyCommand(), teeSimCommand(), kbsCommand(), imageCommand()}
+	return []*cobra.Command{demoCommand(), relyingPartyCommand(), teeSimCommand(), kbsCommand(), imageCommand(), clientCommand()}
 }
 
 func main() {

@@ -16,6 +16,7 @@ const (
 	ExitOK          = 0
 	ExitFailed      = 1
 	ExitUsage       = 2
+	ExitPanic       = 101 // upstream's tools, where they fail
 	ExitInterrupted = 130
 )
 
@@ -45,8 +46,16 @@ func Run(ctx context.Context, root *cobra.Command, name string, args []string, s
 		return ExitUsage
 	}
 	fmt.Fprintf(stderr, "%s: %v\n", name, err)
-	if errors.Is(err, ErrUsage) {
+	return code(err)
+}
+
+// code is the exit code for a command that ended with err.
+func code(err error) int {
+	switch e := new(panicError); {
+	case errors.Is(err, ErrUsage):
 		return ExitUsage
+	case errors.As(err, &e):
+		return ExitPanic
 	}
 	return ExitFailed
 }

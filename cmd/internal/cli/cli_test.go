@@ -26,6 +26,11 @@ func TestRun(t *testing.T) {
 		"unknown flag":               {t.Context(), []string{"ok", "--nope"}, ExitUsage, "unknown flag: --nope (see --help)"},
 		"too many arguments":         {t.Context(), []string{"ok", "extra"}, ExitUsage, "see --help"},
 		"command finds usage wrong":  {t.Context(), []string{"usage"}, ExitUsage, "choose one (see --help)"},
+		"upstream's, works":          {t.Context(), []string{"up", "-r", "a", "sub", "-r", "b"}, ExitOK, ""},
+		"upstream's, fails":          {t.Context(), []string{"up", "sub"}, ExitPanic, "prog: broken a b\n"},
+		"upstream's, unknown flag":   {t.Context(), []string{"up", "sub", "--nope"}, ExitUsage, "unknown flag: --nope (see --help)"},
+		"upstream's, usage wrong":    {t.Context(), []string{"up"}, ExitUsage, "choose one (see --help)"},
+		"upstream's, interrupted":    {cancelled, []string{"up", "sub"}, ExitInterrupted, "prog: interrupted\n"},
 		"interrupted while it works": {cancelled, []string{"fail"}, ExitInterrupted, "prog: interrupted\n"},
 	}
 	for name, tt := range tests {
@@ -40,6 +45,18 @@ func TestRun(t *testing.T) {
 			add("ok", nil)
 			add("fail", errors.New("broken"))
 			add("usage", fmt.Errorf("choose one (%w)", ErrUsage))
+			var before, after string
+			up := &cobra.Command{Use: "up", RunE: func(*cobra.Command, []string) error { return fmt.Errorf("choose one (%w)", ErrUsage) }}
+			sub := &cobra.Command{Use: "sub", RunE: func(*cobra.Command, []string) error {
+				if before == "a" && after == "b" {
+					return nil
+				}
+				return errors.New("broken a b")
+			}}
+			up.Flags().StringVarP(&before, "retry", "r", "", "")
+			sub.Flags().StringVarP(&after, "resource", "r", "", "")
+			up.AddCommand(sub)
+			root.AddCommand(Upstream("prog up", up))
 			var stderr bytes.Buffer
 			if code := Run(tt.ctx, root, "prog", tt.args, &stderr); code != tt.code {
 				t.Errorf("exit code %d, want %d", code, tt.code)
