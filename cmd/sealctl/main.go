@@ -22,7 +22,7 @@ import (
 
 // commands is everything sealctl can do.
 func commands() []*cobra.Command {
-	return []*cobra.Command{demoCommand(), relyingPartyCommand(), teeSimCommand(), kbsCommand(), imageCommand(), clientCommand()}
+	return []*cobra.Command{demoCommand(), relyingPartyCommand(), teeSimCommand(), kbsCommand(), imageCommand(), secretCommand(), clientCommand()}
 }
 
 func main() {
