@@ -5,7 +5,8 @@
 //	sealctl relying-party --listen 127.0.0.1:8080
 //	sealctl image encrypt …
 //
-// Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 130 interrupted.
+// Exit codes: 0 done, 1 failed or refused (101 for client and secret, as upstream's
+// tools), 2 wrong usage, 130 interrupted.
 package main
 
 import (
