@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sealpod/sealpod/cdh/internal/strict"
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
@@ -21,6 +22,10 @@ const (
 	service = "Azure Key Vault"
 	// apiVersion is stable since 2023; vaults of every cloud have it.
 	apiVersion = "?api-version=7.4"
+	// freshToken is the age below which a refusal is final: it bounds how often
+	// someone who keeps asking for what the vault does not give makes the guest
+	// log in.
+	freshToken = 10 * time.Second
 	// maxWrapped caps a wrapped key in bytes: RSA of 4096 bits has 512.
 	maxWrapped = 4096
 )
@@ -35,7 +40,7 @@ const (
 // New returns what opens providers of this kind. Their access tokens are kept
 // for all that it opens.
 func New(env wire.Env) wire.Opener {
-	kept := newTokens(env.Now)
+	kept := wire.NewTokens(env.Now)
 	return func(settings wire.Object) (wire.Provider, error) {
 		v, err := open(env, kept, settings)
 		if err != nil {
@@ -49,11 +54,11 @@ func New(env wire.Env) wire.Opener {
 type vault struct {
 	env    wire.Env
 	place  place
-	tokens *tokens
+	tokens *wire.Tokens
 	login  login
 }
 
-func open(env wire.Env, kept *tokens, settings wire.Object) (*vault, error) {
+func open(env wire.Env, kept *wire.Tokens, settings wire.Object) (*vault, error) {
 	url, err := settings.Text("vault_url")
 	if err != nil {
 		return nil, err
@@ -126,18 +131,21 @@ func (v *vault) ask(ctx context.Context, method, path string, body []byte, read 
 	if err != nil {
 		return nil, err
 	}
-	token, since, err := v.tokens.get(ctx, key, "", fetch)
+	token, err := v.tokens.Get(ctx, key, nil, fetch)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := v.do(ctx, method, path, body, token)
-	if err == nil && resp.Status == http.StatusUnauthorized && v.env.Now().Sub(since) >= freshToken {
+	defer token.Value.Wipe()
+	resp, err := v.do(ctx, method, path, body, token.Value)
+	if err == nil && resp.Status == http.StatusUnauthorized && v.env.Now().Sub(token.Since) >= freshToken {
 		resp.Body.Wipe()
 		v.env.Log.Info("Access token refused, getting another", "vault", v.place.host())
-		if token, _, err = v.tokens.get(ctx, key, token, fetch); err != nil {
+		refused := token.Value
+		if token, err = v.tokens.Get(ctx, key, refused, fetch); err != nil {
 			return nil, err
 		}
-		resp, err = v.do(ctx, method, path, body, token)
+		defer token.Value.Wipe()
+		resp, err = v.do(ctx, method, path, body, token.Value)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("asking %s: %w", v.place.host(), err)
@@ -160,8 +168,8 @@ func (v *vault) ask(ctx context.Context, method, path string, body []byte, read 
 	return secret, nil
 }
 
-func (v *vault) do(ctx context.Context, method, path string, body []byte, token string) (*wire.Response, error) {
-	header := http.Header{"Accept": {"application/json"}, "Authorization": {"Bearer " + token}}
+func (v *vault) do(ctx context.Context, method, path string, body []byte, token podvm.Secret) (*wire.Response, error) {
+	header := http.Header{"Accept": {"application/json"}, "Authorization": {"Bearer " + string(token)}}
 	if body != nil {
 		header.Set("Content-Type", "application/json")
 	}

@@ -1,6 +1,7 @@
 package azure
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -52,7 +53,7 @@ func (o Owner) encrypt(ctx context.Context, env wire.Env, keyID string, key podv
 	if err != nil {
 		return nil, wire.Settings(err)
 	}
-	v := &vault{env: env, place: p, tokens: newTokens(env.Now), login: given(o.Token)}
+	v := &vault{env: env, place: p, tokens: wire.NewTokens(env.Now), login: given(o.Token)}
 	if len(o.Token) == 0 {
 		env.Files = wire.Content(o.Credential)
 		v.login = &clientSecret{env, p}
@@ -75,6 +76,9 @@ func (o Owner) encrypt(ctx context.Context, env wire.Env, keyID string, key podv
 // given is a token somebody already has.
 type given podvm.Secret
 
-func (g given) prepare() (tokenKey, fetchFunc, error) {
-	return tokenKey{}, func(context.Context) (string, time.Duration, error) { return string(g), time.Hour, nil }, nil
+func (g given) prepare() (wire.TokenKey, fetchFunc, error) {
+	fetch := func(context.Context) (podvm.Secret, time.Duration, error) {
+		return podvm.Secret(bytes.Clone(g)), wire.Forever, nil
+	}
+	return wire.TokenKey{}, fetch, nil
 }

@@ -1,9 +1,8 @@
 package azure
 
 import (
+	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/sealpod/sealpod/cdh/internal/strict"
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // Values of client_type.
@@ -35,20 +35,11 @@ const (
 // login is a way to get access tokens.
 type login interface {
 	// prepare reads credentials and returns what fetches a token with them,
-	// and the key under which it is kept: equal only where tokens are.
-	prepare() (key tokenKey, fetch fetchFunc, err error)
+	// and the key under which it is kept.
+	prepare() (key wire.TokenKey, fetch fetchFunc, err error)
 }
 
-type (
-	tokenKey  [sha256.Size]byte
-	fetchFunc func(context.Context) (value string, life time.Duration, err error)
-)
-
-func keyOf(parts ...string) tokenKey {
-	b, _ := json.Marshal(parts) // strings always do
-	defer clear(b)
-	return sha256.Sum256(b)
-}
+type fetchFunc = func(context.Context) (token podvm.Secret, life time.Duration, err error)
 
 // managedIdentity is an identity of the machine.
 type managedIdentity struct {
@@ -65,11 +56,11 @@ func newManagedIdentity(env wire.Env, p place, settings wire.Object) (*managedId
 	return &managedIdentity{env, p, id}, err
 }
 
-func (m *managedIdentity) prepare() (tokenKey, fetchFunc, error) {
-	return keyOf(managedIdentityType, m.place.resource(), m.clientID), m.fetch, nil
+func (m *managedIdentity) prepare() (wire.TokenKey, fetchFunc, error) {
+	return wire.KeyOf([]byte(managedIdentityType), []byte(m.place.resource()), []byte(m.clientID)), m.fetch, nil
 }
 
-func (m *managedIdentity) fetch(ctx context.Context) (string, time.Duration, error) {
+func (m *managedIdentity) fetch(ctx context.Context) (podvm.Secret, time.Duration, error) {
 	query := url.Values{"api-version": {"2018-02-01"}, "resource": {m.place.resource()}}
 	if m.clientID != "" {
 		query.Set("client_id", m.clientID)
@@ -91,28 +82,28 @@ type clientSecret struct {
 	place place
 }
 
-func (c *clientSecret) prepare() (tokenKey, fetchFunc, error) {
+func (c *clientSecret) prepare() (wire.TokenKey, fetchFunc, error) {
 	raw, err := c.env.Files.Read(CredentialFile)
 	if err != nil {
-		return tokenKey{}, nil, err
+		return wire.TokenKey{}, nil, err
 	}
 	defer raw.Wipe()
 	tenant, form, err := parseCredential(raw)
 	if err != nil {
-		return tokenKey{}, nil, wire.Credential(CredentialFile, err)
+		return wire.TokenKey{}, nil, wire.Credential(CredentialFile, err)
 	}
 	form.Set("scope", c.place.resource()+"/.default")
-	body := form.Encode()
-	fetch := func(ctx context.Context) (string, time.Duration, error) {
+	body := []byte(form.Encode())
+	fetch := func(ctx context.Context) (podvm.Secret, time.Duration, error) {
 		return ask(ctx, c.env.HTTP, wire.Request{
 			Service: entra,
 			Method:  http.MethodPost,
 			URL:     "https://" + c.place.authority + "/" + tenant + "/oauth2/v2.0/token",
 			Header:  http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
-			Body:    []byte(body),
+			Body:    body,
 		})
 	}
-	return keyOf(clientSecretType, c.place.authority, tenant, body), fetch, nil
+	return wire.KeyOf([]byte(clientSecretType), []byte(c.place.authority), []byte(tenant), body), fetch, nil
 }
 
 // parseCredential reads a credential file. The tenant becomes part of a URL.
@@ -142,18 +133,18 @@ func parseCredential(raw []byte) (tenant string, form url.Values, err error) {
 }
 
 // ask makes a request for a token and reads the answer.
-func ask(ctx context.Context, client *wire.Client, r wire.Request) (string, time.Duration, error) {
+func ask(ctx context.Context, client *wire.Client, r wire.Request) (podvm.Secret, time.Duration, error) {
 	resp, err := client.Do(ctx, r)
 	if err != nil {
-		return "", 0, fmt.Errorf("getting an access token: %w", err)
+		return nil, 0, fmt.Errorf("getting an access token: %w", err)
 	}
 	defer resp.Body.Wipe()
 	if resp.Status != http.StatusOK {
-		return "", 0, fmt.Errorf("getting an access token: %w", refused(r.Service, resp))
+		return nil, 0, fmt.Errorf("getting an access token: %w", refused(r.Service, resp))
 	}
 	value, life, err := parseToken(resp.Body)
 	if err != nil {
-		return "", 0, wire.Malformed(r.Service, err)
+		return nil, 0, wire.Malformed(r.Service, err)
 	}
 	return value, life, nil
 }
@@ -166,33 +157,29 @@ const (
 
 // parseToken reads the answer to a login. Entra gives the life in seconds as a
 // number, the metadata service as text.
-func parseToken(raw []byte) (value string, life time.Duration, err error) {
+func parseToken(raw []byte) (value podvm.Secret, life time.Duration, err error) {
 	o, err := strict.Parse(raw)
 	if err != nil {
-		return "", 0, err
+		return nil, 0, err
 	}
-	kind, err := o.Text("token_type")
-	if err == nil && !strings.EqualFold(kind, "Bearer") {
-		err = errors.New("not a bearer token")
-	}
-	if err != nil {
-		return "", 0, err
-	}
-	if value, err = o.Text("access_token"); err != nil {
-		return "", 0, err
-	}
-	if value == "" || len(value) > maxToken || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "", 0, errors.New("a token that is none")
+	if kind, err := o.Text("token_type"); err != nil || !strings.EqualFold(kind, "Bearer") {
+		return nil, 0, errors.New("not a bearer token")
 	}
 	text := string(o["expires_in"])
 	if strings.HasPrefix(text, `"`) {
 		if text, err = o.Text("expires_in"); err != nil {
-			return "", 0, err
+			return nil, 0, err
 		}
 	}
 	seconds, err := strconv.ParseUint(text, 10, 31)
 	if err != nil || seconds == 0 {
-		return "", 0, errors.New("a token without a life")
+		return nil, 0, errors.New("a token without a life")
+	}
+	if value, err = strict.SecretText(o["access_token"]); err != nil {
+		return nil, 0, err
+	}
+	if len(value) == 0 || len(value) > maxToken || bytes.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil, 0, errors.New("a token that is none")
 	}
 	return value, min(time.Duration(seconds)*time.Second, maxLife), nil
 }

@@ -81,6 +81,26 @@ func TestRefusedTokenIsReplacedOnce(t *testing.T) {
 	}
 }
 
+func TestVaultThatBreaksAfterItRefusedAToken(t *testing.T) {
+	a := newCloud(t)
+	var skew atomic.Int64
+	a.Now = func() time.Time { return time.Now().Add(time.Duration(skew.Add(int64(freshToken)))) }
+	a.atVault = func(w http.ResponseWriter, n int) bool {
+		if n == 1 {
+			deny(w, 401, "Unauthorized", "expired")
+			return true
+		}
+		c, _, _ := w.(http.Hijacker).Hijack()
+		_ = c.Close()
+		return true
+	}
+	got, err := a.open(t, miSets).Secret(t.Context(), "db", nil)
+	fails(t, got, err, wire.ErrUnreachable, "broke")
+	if v, l := a.counts(); v < 4 || l != 2 { // net/http tries once more by itself
+		t.Errorf("%d requests, %d logins", v, l)
+	}
+}
+
 func TestChangedCredentialCounts(t *testing.T) {
 	a := newCloud(t)
 	p := a.open(t, csSets)
