@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,12 +16,15 @@ import (
 
 	"github.com/sealpod/sealpod/cdh/server"
 	"github.com/sealpod/sealpod/cmd/internal/cli"
-	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// maxPacketFile caps the file of unwrap-key, in bytes.
-const maxPacketFile = 1 << 20
+// maxInput caps the files of unseal-secret and unwrap-key, in bytes: what fits a
+// message to the daemon.
+const maxInput = 4 << 20
+
+// retryPause is the time between two tries.
+const retryPause = time.Second
 
 // oneshotFlags is the command line of upstream's cdh-oneshot before the
 // subcommand.
@@ -31,66 +33,44 @@ type oneshotFlags struct {
 	retry  uint
 	// progress is told of pulls; nil but for pull-image.
 	progress *progressView
+	// dry keeps the hub from writing files.
+	dry bool
 }
 
-// cdhOneshot parses its command line by itself: upstream's -r means one thing
-// before a subcommand and another after it.
 func cdhOneshot() *cobra.Command {
-	cmd := oneshotTree()
-	outer := &cobra.Command{
-		Use: cmd.Use, Short: cmd.Short, Long: cmd.Long, Example: cmd.Example,
-		DisableFlagParsing: true,
-		RunE: func(outer *cobra.Command, args []string) error {
-			started := false
-			cmd.PersistentPreRun = func(*cobra.Command, []string) { started = true }
-			cmd.SilenceErrors, cmd.SilenceUsage = true, true
-			cmd.CompletionOptions.HiddenDefaultCmd = true
-			cmd.SetVersionTemplate("{{.Name}} {{.Version}}\n")
-			cmd.SetOut(outer.OutOrStdout())
-			cmd.SetErr(outer.ErrOrStderr())
-			cmd.SetArgs(args)
-			err := cmd.ExecuteContext(outer.Context())
-			if err != nil && !started && !errors.Is(err, cli.ErrUsage) {
-				return fmt.Errorf("%w (%w)", err, cli.ErrUsage)
-			}
-			return err
-		},
-	}
-	return outer
-}
-
-func oneshotTree() *cobra.Command {
 	var f oneshotFlags
 	cmd := &cobra.Command{
 		Use:   "cdh-oneshot",
 		Short: "One call of the data hub, without its daemon",
 		Long: `cdh-oneshot does what one call of the confidential data hub does and prints the
-result on stdout: a resource or key as base64, the digest of an image. Logs go
-to stderr. It needs the attestation agent as the daemon does, and works beside
-the daemon except that both cannot pull into the same work_dir.
-
-Unsealing secrets and mounting volumes are not part of this build.`,
+result on stdout: a resource, secret or key as base64, the digest of an image,
+where a volume is. Logs go to stderr. It needs the attestation agent as the daemon
+does, and works beside the daemon except that both cannot pull into the same
+work_dir. It exits with 101 when it fails, as upstream's does.`,
 		Example: `  cdh-oneshot -c cdh.toml get-resource --resource-uri kbs:///default/key/1
+  cdh-oneshot -c cdh.toml unseal-secret --secret-path sealed.txt | base64 -d
   cdh-oneshot -c cdh.toml unwrap-key --annotation-path packet.json
+  cdh-oneshot -c cdh.toml secure-mount --storage-path volume.json
   cdh-oneshot -c cdh.toml pull-image --image-url registry.example/app:1 --bundle-path /run/app
   cdh-oneshot -c cdh.toml pull-image --image-url registry.example/app:1 --dry-run`,
-		Args:             cobra.ArbitraryArgs,
-		Version:          podvm.Version(),
-		TraverseChildren: true,
+		Args:    cobra.ArbitraryArgs,
+		Version: podvm.Version(),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return fmt.Errorf("unknown subcommand %q: want get-resource, unwrap-key or pull-image (%w)", podvm.Printable(args[0], 64), cli.ErrUsage)
+				return fmt.Errorf("unknown subcommand %q: want %s (%w)", podvm.Printable(args[0], 64), oneshotCalls, cli.ErrUsage)
 			}
-			return fmt.Errorf("a subcommand is missing: get-resource, unwrap-key or pull-image (%w)", cli.ErrUsage)
+			return fmt.Errorf("a subcommand is missing: %s (%w)", oneshotCalls, cli.ErrUsage)
 		},
 	}
 	fl := cmd.Flags()
 	fl.StringVarP(&f.config, "config", "c", "", "the data hub's configuration `file`, .toml or .json")
-	fl.UintVarP(&f.retry, "retry", "r", 3, "try so many `times` again to get a resource or key")
+	fl.UintVarP(&f.retry, "retry", "r", 3, "try so many `times` again to get a resource, secret or key")
 	fl.BoolP("version", "V", false, "print the version")
-	cmd.AddCommand(f.getResource(), f.unwrapKey(), f.pullImage())
-	return cmd
+	cmd.AddCommand(f.unwrapKey(), f.getResource(), f.pullImage())
+	return cli.Upstream("cdh-oneshot", cmd)
 }
+
+const oneshotCalls = "unseal-secret, unwrap-key, get-resource, secure-mount or pull-image"
 
 func (f *oneshotFlags) getResource() *cobra.Command {
 	var uri string
@@ -115,7 +95,7 @@ func (f *oneshotFlags) unwrapKey() *cobra.Command {
 			if err := given("annotation-path", path); err != nil {
 				return err
 			}
-			packet, err := podvm.ReadFileMax(path, maxPacketFile)
+			packet, err := podvm.ReadFileMax(path, maxInput)
 			if err != nil {
 				return err
 			}
@@ -123,40 +103,6 @@ func (f *oneshotFlags) unwrapKey() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&path, "annotation-path", "a", "", "`file` with the layer's annotation packet (JSON)")
-	return cmd
-}
-
-// pullFlags is the command line of pull-image.
-type pullFlags struct {
-	image, bundle string
-	dry, json     bool
-}
-
-func (f *oneshotFlags) pullImage() *cobra.Command {
-	var p pullFlags
-	cmd := &cobra.Command{
-		Use: "pull-image", Short: "Pull an image and make a bundle of it", Args: cobra.NoArgs,
-		Long: `Pulls an image as the daemon does, and shows how far it is on stderr. With
---dry-run it goes as far as the policy, tells what each requirement said and
-which layers there are, and neither fetches nor writes anything.`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := given("image-url", p.image); err != nil {
-				return err
-			}
-			if p.bundle == "" && !p.dry {
-				return fmt.Errorf("--bundle-path or --dry-run is missing (%w)", cli.ErrUsage)
-			}
-			if p.dry {
-				return f.dryRun(cmd.OutOrStdout(), p)
-			}
-			return f.pull(cmd.OutOrStdout(), cmd.ErrOrStderr(), p)
-		},
-	}
-	fl := cmd.Flags()
-	fl.StringVarP(&p.image, "image-url", "i", "", "the image, `REGISTRY/NAME:TAG` or @DIGEST")
-	fl.StringVarP(&p.bundle, "bundle-path", "b", "", "the `directory` to make rootfs and config.json in")
-	fl.BoolVar(&p.dry, "dry-run", false, "only tell what a pull would meet")
-	fl.BoolVar(&p.json, "json", false, "print the result as JSON")
 	return cmd
 }
 
@@ -174,6 +120,7 @@ func (f *oneshotFlags) with(do func(ctx context.Context, h *server.Hub) error) (
 	if err != nil {
 		return err
 	}
+	config.WriteNothing = f.dry
 	host := podvm.HostFromEnv()
 	var out io.Writer = os.Stderr
 	level := config.Log.Level
@@ -220,8 +167,9 @@ func (f *oneshotFlags) secret(out io.Writer, get func(context.Context, *server.H
 			}
 			slog.Warn("Not to be had, trying again", "left", left, "err", err)
 			select {
-			case <-time.After(time.Second):
+			case <-time.After(retryPause):
 			case <-ctx.Done():
+				return told(err)
 			}
 		}
 	})
@@ -236,45 +184,4 @@ func told(err error) error {
 	}
 	slog.Info("Failed", "err", err)
 	return errors.New(cause)
-}
-
-func (f *oneshotFlags) pull(out, errOut io.Writer, p pullFlags) error {
-	f.progress = newProgressView(errOut, os.LookupEnv)
-	defer f.progress.Close()
-	return f.with(func(ctx context.Context, h *server.Hub) error {
-		digest, err := h.Pull(ctx, p.image, p.bundle)
-		f.progress.Close()
-		if err != nil {
-			return told(err)
-		}
-		if p.json {
-			return json.NewEncoder(out).Encode(struct {
-				imagepull.Status
-				Digest string `json:"digest"`
-				Bundle string `json:"bundle"`
-			}{f.progress.last(), digest, p.bundle})
-		}
-		_, err = fmt.Fprintf(out, "image digest: %s\n", digest)
-		return err
-	})
-}
-
-var errNotPullable = errors.New("the image cannot be pulled")
-
-func (f *oneshotFlags) dryRun(out io.Writer, p pullFlags) error {
-	return f.with(func(ctx context.Context, h *server.Hub) error {
-		report, err := h.DryRun(ctx, p.image)
-		if err != nil {
-			return told(err)
-		}
-		if p.json {
-			err = json.NewEncoder(out).Encode(report)
-		} else {
-			_, err = io.WriteString(out, report.String())
-		}
-		if err == nil && !report.Pullable() {
-			err = errNotPullable
-		}
-		return err
-	})
 }

@@ -5,7 +5,8 @@
 //	sealpod attestation-agent -c /run/peerpod/aa.toml
 //	attestation-agent -c /run/peerpod/aa.toml
 //
-// Exit codes: 0 done or stopped by a signal, 1 failed, 2 wrong usage.
+// Exit codes: 0 done or stopped by a signal, 1 failed, 2 wrong usage; cdh-oneshot
+// fails with 101.
 package main
 
 import (
