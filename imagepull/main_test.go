@@ -95,7 +95,7 @@ func tree(t testing.TB, dir string) []string {
 	var list []string
 	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
 		rel, _ := filepath.Rel(dir, p)
-		if !slices.Contains([]string{".", "lock", "boot_id", "layers", "overlay", "tmp", "unfinished"}, rel) {
+		if !slices.Contains([]string{".", "lock", "boot_id", "implied", "layers", "overlay", "tmp", "unfinished"}, rel) {
 			list = append(list, rel)
 		}
 		return err

@@ -10,6 +10,7 @@
 //	lock                    held by the one process that uses the directory
 //	boot_id                 the boot during which layers/ was filled
 //	layers/<hex>[.plain]/   verified layers; hex = sha256(blob digest "\n" diffID)
+//	implied/<hex>           what the mount of a layer needs to know of it
 //	overlay/<id>/           upper, work and l/<n> symbolic links of one mount
 //	tmp/                    staging; emptied at start-up
 //	unfinished/             names of layers and overlays of pulls under way;

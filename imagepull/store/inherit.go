@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -15,16 +14,13 @@ import (
 	"github.com/sealpod/sealpod/imagepull/layer"
 )
 
-// maxImplied bounds the directories of an image that its layers imply.
-const maxImplied = 1 << 16
-
 // inherit gives directories of the mount on target what the topmost layer that
 // describes them says. A tar may name a file and not the directory it is in;
 // overlayfs takes the attributes of the topmost layer that has the directory all
 // the same, and so /tmp would lose its sticky bit to a layer with just a file in
 // it. Docker unpacks onto the layers below and has no such trouble.
-func inherit(ctx context.Context, target string, layers []string) (err error) {
-	implied, err := impliedBy(layers)
+func (s *Store) inherit(ctx context.Context, target string, layers []string) (err error) {
+	implied, err := s.impliedBy(ctx, layers)
 	if err != nil || len(implied) == 0 {
 		return err
 	}
@@ -53,35 +49,6 @@ func inherit(ctx context.Context, target string, layers []string) (err error) {
 		}
 	}
 	return nil
-}
-
-// impliedBy lists the directories that some layer has and does not describe.
-func impliedBy(layers []string) (map[string]struct{}, error) {
-	implied := map[string]struct{}{}
-	for _, root := range layers {
-		if has, err := layer.HasImplied(root); err != nil {
-			return nil, err
-		} else if !has {
-			continue
-		}
-		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.IsDir() || path == root {
-				return err
-			}
-			var st unix.Stat_t
-			if err := unix.Lstat(path, &st); err != nil || layer.IsDescribed(st) {
-				return err
-			}
-			if implied[strings.TrimPrefix(path, root+"/")] = struct{}{}; len(implied) > maxImplied {
-				return fmt.Errorf("%w: more than %d directories without an entry", layer.ErrTooLarge, maxImplied)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return implied, nil
 }
 
 // view finds directories in layers as overlayfs does, top first.

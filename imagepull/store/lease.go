@@ -117,7 +117,8 @@ func (s *Store) stage(ctx context.Context, name string, fill func(context.Contex
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := s.markUnfinished(name); err != nil {
+	// One of that name may have been removed by hand.
+	if err := errors.Join(s.forgetImplied(name), s.markUnfinished(name)); err != nil {
 		return err
 	}
 	if err := os.Rename(dir, s.path("layers", name)); err != nil {
@@ -183,6 +184,9 @@ func (l *Lease) drop() []string {
 		// No directory is made for it: there may be no space.
 		if err := os.Rename(dir, away); err == nil {
 			dirs = append(dirs, away)
+			if err := s.forgetImplied(name); err != nil {
+				s.log.Warn("What is known of a layer that went stays until the next start", "layer", name, "err", err)
+			}
 		} else if _, gone := os.Lstat(dir); !errors.Is(gone, fs.ErrNotExist) {
 			s.log.Warn("Layer of a failed pull stays until the next start", "layer", name, "err", err)
 			continue

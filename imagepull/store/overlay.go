@@ -119,7 +119,7 @@ func (l *Lease) mount(ctx context.Context, target string, layers []string) error
 		stuck = err != nil
 		return err
 	})
-	if err := inherit(ctx, target, layers); err != nil {
+	if err := s.inherit(ctx, target, layers); err != nil {
 		return fmt.Errorf("finding what directories are: %w", err)
 	}
 	return nil

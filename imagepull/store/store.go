@@ -188,7 +188,7 @@ func lockFile(path string) (*os.File, error) {
 // recover creates the layout, undoes what is unfinished, empties tmp/ and takes
 // stock of layers/.
 func (s *Store) recover(ctx context.Context, host podvm.Host) error {
-	for _, d := range []string{"layers", "overlay", "tmp", "unfinished"} {
+	for _, d := range []string{"implied", "layers", "overlay", "tmp", "unfinished"} {
 		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return err
 		}
@@ -228,6 +228,18 @@ func (s *Store) recover(ctx context.Context, host podvm.Host) error {
 			continue
 		}
 		s.layers[d.Name()] = &entry{keep: true}
+	}
+	known, err := os.ReadDir(s.path("implied"))
+	if err != nil {
+		return err
+	}
+	for _, d := range known {
+		if s.layers[d.Name()] != nil {
+			continue
+		}
+		if err := s.forgetImplied(d.Name()); err != nil {
+			return err
+		}
 	}
 	return nil
 }
