@@ -8,7 +8,9 @@
 // names decrypts it; out come the private layer options, which the caller parses.
 //
 // Trust: packets come from an image nobody has verified yet, requests from any
-// process of the guest. Sizes are capped, JSON and base64 are read strictly.
+// process of the guest. Sizes are capped, JSON and base64 are read strictly. A
+// packet may choose which key of which service is used, with the guest's own
+// credentials, but not where those are sent: see package kms.
 // Under A256CTR nothing authenticates the result: the layer's own MAC and
 // digest have to.
 //

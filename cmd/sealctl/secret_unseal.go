@@ -129,7 +129,7 @@ func unsealHint(err error) string {
 	case errors.Is(err, kms.ErrCredential) && errors.Is(err, fs.ErrNotExist):
 		return "--key-path names the directory with the provider's credential files"
 	case errors.Is(err, resource.ErrInit):
-		return "cc_kbc takes an attestation agent on this machine, at AA_SOCKET"
+		return "cc_kbc takes an attestation agent on this machine, at AA_SOCKET, and the URL of a key broker"
 	}
 	return ""
 }
