@@ -30,7 +30,7 @@ test:
 
 # Tests that need a machine of their own, as for device-mapper, run in virtual
 # machines: by KVM where it works, else by emulation. Needs the Debian packages
-# qemu-system-x86, mmdebstrap and xz-utils; bin/vm keeps a download of 60 MB.
+# qemu-system-x86, mmdebstrap, xz-utils and swtpm; bin/vm keeps what it downloads.
 test-vm:
 	SEALPOD_TEST_VM=1 SEALPOD_REQUIRE_TOOLS=1 $(GO) test -count=1 -v -timeout 15m -skip '^TestInGuest' ./podvm/vmtest
 

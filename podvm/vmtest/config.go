@@ -32,6 +32,11 @@ type Config struct {
 	Files map[string]string
 	// Disks are /dev/vdb, /dev/vdc and so on.
 	Disks []*Disk
+	// Ports are TCP ports of the guest that the host can reach, at VM.Addr. With
+	// none, the guest has no network.
+	Ports []int
+	// TPM is the machine's, as TIS device; nil is none.
+	TPM *TPM
 	// Memory is in MiB; 0 is 1024. The initramfs is in it.
 	Memory int
 	// Timeout is for everything from power-on to power-off; 0 is two minutes.

@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+	"github.com/google/go-tpm/tpm2/transport/linuxtpm"
 	"golang.org/x/sys/unix"
 
 	"github.com/sealpod/sealpod/podvm/testenv"
@@ -181,6 +184,85 @@ func TestInGuestHang(t *testing.T) {
 	inGuest(t)
 	fmt.Println("about to hang")
 	time.Sleep(time.Hour)
+}
+
+func TestInGuestServe(t *testing.T) {
+	inGuest(t)
+	l, err := net.Listen("tcp", "0.0.0.0:15150")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println(listening)
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.Copy(c, c); err != nil { // until the host closes its half
+		t.Error(err)
+	}
+	for _, beyond := range []string{"10.0.2.2:22", "192.0.2.1:80"} {
+		if c, err := net.DialTimeout("tcp", beyond, time.Second); err == nil {
+			_ = c.Close()
+			t.Errorf("%s is reachable", beyond)
+		}
+	}
+}
+
+// listening says that the guest takes connections.
+const listening = "listening"
+
+// nvIndex is one of those that owners define, with room for a secret.
+const nvIndex = tpm2.TPMHandle(0x01500010)
+
+func TestInGuestTPMWrite(t *testing.T) {
+	inGuest(t)
+	tpm := openTPM(t)
+	public := tpm2.New2B(tpm2.TPMSNVPublic{
+		NVIndex: nvIndex, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(secret)),
+		Attributes: tpm2.TPMANV{OwnerWrite: true, OwnerRead: true, AuthRead: true, AuthWrite: true, NoDA: true},
+	})
+	if _, err := (tpm2.NVDefineSpace{AuthHandle: tpm2.TPMRHOwner, PublicInfo: public}).Execute(tpm); err != nil {
+		t.Fatal(err)
+	}
+	_, err := tpm2.NVWrite{
+		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+		NVIndex:    named(t, tpm), Data: tpm2.TPM2BMaxNVBuffer{Buffer: []byte(secret)},
+	}.Execute(tpm)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestInGuestTPMRead(t *testing.T) {
+	inGuest(t)
+	tpm := openTPM(t)
+	got, err := tpm2.NVRead{
+		AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+		NVIndex:    named(t, tpm), Size: uint16(len(secret)),
+	}.Execute(tpm)
+	if err != nil || string(got.Data.Buffer) != secret {
+		t.Fatalf("%v, %v", got, err)
+	}
+}
+
+func openTPM(t *testing.T) transport.TPMCloser {
+	t.Helper()
+	tpm, err := linuxtpm.Open("/dev/tpmrm0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tpm.Close() })
+	return tpm
+}
+
+func named(t *testing.T, tpm transport.TPM) tpm2.NamedHandle {
+	t.Helper()
+	public, err := tpm2.NVReadPublic{NVIndex: nvIndex}.Execute(tpm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tpm2.NamedHandle{Handle: nvIndex, Name: public.NVName}
 }
 
 // tool runs a program with input and returns its output.

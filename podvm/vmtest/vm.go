@@ -54,6 +54,9 @@ type VM struct {
 	pid     int // of qemu
 	console tail
 	output  tail
+	port    *os.File      // what the guest's events come from
+	monitor *monitor      // nil without network
+	tpm     *exec.Cmd     // nil without TPM
 	done    chan struct{} // closed when the machine is off
 	err     error         // read after done
 
@@ -198,9 +201,8 @@ func describe(ended error) string {
 
 // run keeps qemu running until it ends by itself or by vm.ctx. It must have its
 // goroutine to itself.
-func (vm *VM) run(cmd *exec.Cmd, port *os.File, started chan<- error) {
+func (vm *VM) run(cmd *exec.Cmd, started chan<- error) {
 	defer vm.cut(nil)
-	defer port.Close()
 	err := cmd.Start()
 	if err == nil {
 		vm.pid = cmd.Process.Pid
@@ -213,9 +215,27 @@ func (vm *VM) run(cmd *exec.Cmd, port *os.File, started chan<- error) {
 	listened := make(chan struct{})
 	go func() {
 		defer close(listened)
-		vm.listen(port)
+		vm.listen(vm.port)
 	}()
 	err = cmd.Wait()
 	<-listened
+	vm.release()
 	vm.err = vm.verdict(err)
+}
+
+// release lets go of what the machine had on the host. Qemu has ended, or has
+// never started.
+func (vm *VM) release() {
+	if vm.port != nil {
+		_ = vm.port.Close()
+	}
+	if vm.monitor != nil {
+		_ = vm.monitor.conn.Close()
+	}
+	if vm.tpm != nil {
+		// It ends with its connection; if not, it has nothing to lose.
+		late := time.AfterFunc(5*time.Second, func() { _ = vm.tpm.Process.Kill() })
+		_ = vm.tpm.Wait()
+		late.Stop()
+	}
 }

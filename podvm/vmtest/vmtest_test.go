@@ -5,10 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +69,56 @@ func TestPowerCut(t *testing.T) {
 		t.Fatalf("%v, not a power cut", err)
 	}
 	Run(t, guest(t, "TestInGuestReadWhatWasFlushed", disk))
+}
+
+func TestHostReachesThePortsOfTheGuest(t *testing.T) {
+	Enabled(t)
+	t.Parallel()
+	c := guest(t, "TestInGuestServe")
+	c.Ports = []int{15151, 15150}
+	vm := Start(t, c)
+	addr, err := vm.Addr(t.Context(), 15150)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if other, err := vm.Addr(t.Context(), 15151); err != nil || other == addr {
+		t.Errorf("%s and %s for two ports, %v", addr, other, err)
+	}
+	if addr, err := vm.Addr(t.Context(), 80); err == nil {
+		t.Errorf("port 80 is at %s", addr)
+	}
+	if err := vm.WaitOutput(t.Context(), listening); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, err = io.WriteString(conn, secret)
+	if err := errors.Join(err, conn.(*net.TCPConn).CloseWrite()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(conn); err != nil || string(got) != secret {
+		t.Errorf("%q came back, %v", got, err)
+	}
+	if err := vm.Wait(); err != nil {
+		t.Error(err)
+	}
+	if addr, err := vm.Addr(t.Context(), 15150); err == nil {
+		t.Errorf("a machine that is off has a port at %s", addr)
+	}
+}
+
+func TestTPMOutlivesTheMachine(t *testing.T) {
+	Enabled(t)
+	t.Parallel()
+	tpm := NewTPM(t)
+	for _, test := range []string{"TestInGuestTPMWrite", "TestInGuestTPMRead"} {
+		c := guest(t, test)
+		c.TPM = tpm
+		Run(t, c)
+	}
 }
 
 func TestFailuresAreToldApart(t *testing.T) {
@@ -143,11 +194,13 @@ func TestKilledTestLeavesNothing(t *testing.T) {
 	Enabled(t)
 	t.Parallel()
 	if os.Getenv(childEnv) != "" {
-		vm := Start(t, guest(t, "TestInGuestHang", NewDisk(t, 1<<20)))
+		c := guest(t, "TestInGuestHang", NewDisk(t, 1<<20))
+		c.TPM = NewTPM(t)
+		vm := Start(t, c)
 		for !strings.Contains(vm.Console(), "Linux version") { // for qemu fails at once without its files
-			runtime.Gosched()
+			time.Sleep(10 * time.Millisecond)
 		}
-		fmt.Println("qemu", vm.pid)
+		fmt.Println("qemu", vm.pid, "swtpm", vm.tpm.Process.Pid)
 		select {}
 	}
 	tmp := t.TempDir()
@@ -161,8 +214,8 @@ func TestKilledTestLeavesNothing(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	var pid int
-	_, scanErr := fmt.Fscanf(bufio.NewReader(out), "qemu %d", &pid)
+	var qemu, swtpm int
+	_, scanErr := fmt.Fscanf(bufio.NewReader(out), "qemu %d swtpm %d", &qemu, &swtpm)
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -170,16 +223,22 @@ func TestKilledTestLeavesNothing(t *testing.T) {
 	if scanErr != nil {
 		t.Fatal("the child has started no machine: ", scanErr)
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; runtime.Gosched() {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil || strings.Contains(string(status), "State:\tZ") {
-			break // without a process 1 that reaps, it stays as a zombie
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("qemu lives on:\n%s", status)
-		}
-	}
+	awaitEnd(t, qemu)
+	awaitEnd(t, swtpm)
 	if left, err := filepath.Glob(tmp + "/vmtest-*"); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q, %v", left, err)
+	}
+}
+
+func awaitEnd(t *testing.T, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil || strings.Contains(string(status), "State:\tZ") {
+			return // without a process 1 that reaps, it stays as a zombie
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a process lives on:\n%s", status)
+		}
 	}
 }

@@ -56,6 +56,9 @@ func work(ready *wire.Ready, events *json.Encoder) (status int, err error) {
 	if err := loadModules(); err != nil {
 		return 0, err
 	}
+	if err := setUpNetwork(); err != nil {
+		return 0, err
+	}
 	raw, err := os.ReadFile(wire.JobPath)
 	if err != nil {
 		return 0, fmt.Errorf("reading the job: %w", err)

@@ -44,24 +44,6 @@ func setUp() error {
 	if err := unix.Sethostname([]byte("vmtest")); err != nil {
 		return fmt.Errorf("setting the host name: %w", err)
 	}
-	return loopbackUp()
-}
-
-// loopbackUp makes 127.0.0.1 and ::1 work.
-func loopbackUp() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("bringing the loopback interface up: %w", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
-		return fmt.Errorf("bringing the loopback interface up: %w", err)
-	}
 	return nil
 }
 

@@ -11,6 +11,8 @@ const (
 	ModuleDir = "/vmtest/modules"
 	// PortName is the name of the virtio-serial port that events go to.
 	PortName = "vmtest.events"
+	// GuestIP is the guest's address; the network is /24, the host is its .2.
+	GuestIP = "10.0.2.15"
 	// OutputSize is the most output in one Event, in bytes.
 	OutputSize = 32 << 10
 	// LineSize is more than any Event takes as a line.
