@@ -104,6 +104,7 @@ func BenchmarkHundredSecrets(b *testing.B) {
 func BenchmarkPull500MB(b *testing.B) {
 	const size = 500_000_000
 	w := newWorld(b)
+	quickRegistry(b, w)
 	ref, tarBytes := pushBig(b, w, size)
 	hub := w.procs[1]
 	for i := 0; b.Loop(); i++ {
