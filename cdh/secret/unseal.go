@@ -47,6 +47,9 @@ func New(cfg Config) *Unsealer {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
+	if cfg.SkipVerification {
+		cfg.Log.Warn("Sealed secrets are taken whoever has signed them: the host can choose what they name")
+	}
 	return &Unsealer{resources: cfg.Resources, kms: cfg.KMS, host: cfg.Host, skip: cfg.SkipVerification, log: cfg.Log}
 }
 

@@ -135,7 +135,7 @@ func TestUnsealRefusesTheProviders(t *testing.T) {
 
 func TestUnsealWithoutProviders(t *testing.T) {
 	w := newWorld(t)
-	u := New(Config{SkipVerification: true})
+	u := New(Config{SkipVerification: true, Log: slog.New(slog.DiscardHandler)})
 	got, err := u.Unseal(t.Context(), []byte(fake(vault.json(t))))
 	refused(t, got, err, ErrVault, "no key broker")
 	got, err = u.Unseal(t.Context(), []byte(fake(envelope(t, "A256GCM").json(t))))
@@ -177,6 +177,16 @@ func TestNoErrorAndNoLogTellsTheSecret(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), "verified=true") || !strings.Contains(log.String(), "type=vault") {
 		t.Errorf("log %q", log.String())
+	}
+}
+
+func TestSkippingIsSaidLoudly(t *testing.T) {
+	for _, skip := range []bool{false, true} {
+		var log bytes.Buffer
+		New(Config{SkipVerification: skip, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if got := strings.Contains(log.String(), "level=WARN"); got != skip {
+			t.Errorf("skip %v: log %q", skip, log.String())
+		}
 	}
 }
 

@@ -24,12 +24,13 @@ import (
 // with an exit code of 101 and 2, lastline copies the last line of a file, and
 // vaultcredential writes a credential for a Vault.
 func TestSecretScripts(t *testing.T) {
-	address := transit(t)
+	address, aws := transit(t), awsKMS(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/secret", RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("SEALPOD_HOST_ROOT", filepath.Join(env.WorkDir, "host"))
 			env.Setenv("OFFLINE_FS_KBC_EXTRA_FILE_PATH", "/resources.json")
+			env.Setenv("AWS_ENDPOINT_URL_KMS", aws)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -107,6 +108,47 @@ func transit(t *testing.T) string {
 			data["plaintext"] = plain
 		}
 		if err := json.NewEncoder(w).Encode(map[string]any{"data": data}); err != nil {
+			t.Error(err)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+// awsKMS is AWS KMS with the key alias/acme, whose ciphertexts hold the
+// encryption context and the plaintext. It returns the address.
+func awsKMS(t *testing.T) string {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var in, out struct {
+			KeyID             string            `json:"KeyId"`
+			EncryptionContext map[string]string `json:",omitempty"`
+			Plaintext         []byte            `json:",omitempty"`
+			CiphertextBlob    []byte            `json:",omitempty"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+			t.Error(err)
+		}
+		if !strings.Contains(r.Header.Get("Authorization"), "Credential=AKIDACME/") || in.KeyID != "alias/acme" {
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = w.Write([]byte(`{"__type":"AccessDeniedException","message":"not yours"}`))
+			return
+		}
+		out.KeyID = in.KeyID
+		prefix := fmt.Appendf(nil, "%v|", in.EncryptionContext)
+		switch r.Header.Get("X-Amz-Target") {
+		case "TrentService.Encrypt":
+			out.CiphertextBlob = append(prefix, in.Plaintext...)
+		case "TrentService.Decrypt":
+			plain, same := bytes.CutPrefix(in.CiphertextBlob, prefix)
+			if !same {
+				t.Errorf("asked to decrypt %q with context %s", in.CiphertextBlob, prefix)
+			}
+			out.Plaintext = plain
+		default:
+			t.Errorf("asked for %s", r.Header.Get("X-Amz-Target"))
+		}
+		if err := json.NewEncoder(w).Encode(out); err != nil {
 			t.Error(err)
 		}
 	}))
