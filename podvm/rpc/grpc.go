@@ -16,11 +16,8 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// Limits of a gRPC server, beside those of its calls. A process that calls as
-// fast as it can, with the longest requests, drives an agent to 140 MB. It can
-// also take all connections for itself: a port knows no callers.
+// Limits of a gRPC server, beside GRPCLimits and those of its calls.
 const (
-	maxConns    = 16
 	maxStreams  = 4                // calls of one connection at once; a client queues more
 	window      = 192 << 10        // bytes of one call or connection that nobody has read yet
 	maxResponse = 4 << 20          // bytes, what clients take by default, and as with ttrpc
@@ -33,19 +30,22 @@ const (
 	minPings    = 10 * time.Second // between those of a client
 )
 
-// GRPCLimits bound the calls of one gRPC server.
+// GRPCLimits bound what the callers of one gRPC server take: with maxStreams calls
+// on each connection, each of the longest request, as fast as they can. They can
+// also take all connections for themselves: a port knows no callers.
 type GRPCLimits struct {
+	Conns   int
 	Request int           // bytes of a request
 	Call    time.Duration // of a call, for callers that set no deadline
 }
 
-// AgentLimits are for the longest runtime data or event, and room.
-var AgentLimits = GRPCLimits{Request: 192 << 10, Call: 2 * time.Minute}
+// AgentLimits are for the longest runtime data or event, and room. Callers drive
+// an agent to 140 MB.
+var AgentLimits = GRPCLimits{Conns: 16, Request: 192 << 10, Call: 2 * time.Minute}
 
 // HubLimits are for requests as long as those of ttrpc, and for image pulls: as
-// long as kata-agent waits for one. 16 connections with 4 such requests each
-// are 256 MB, which callers at a port can take.
-var HubLimits = GRPCLimits{Request: 4 << 20, Call: 20 * time.Minute}
+// long as kata-agent waits for one. Callers drive a data hub to 460 MB.
+var HubLimits = GRPCLimits{Conns: 8, Request: 4 << 20, Call: 20 * time.Minute}
 
 // LoopbackAddr returns the address in "HOST:PORT", where HOST is the number of
 // a loopback address, as in 127.0.0.1 or [::1]. No name is looked up.
@@ -96,7 +96,7 @@ func serveGRPC(ctx context.Context, l net.Listener, log *slog.Logger, limits GRP
 	)
 	register(srv)
 	done := make(chan error, 1)
-	go func() { done <- srv.Serve(netutil.LimitListener(l, maxConns)) }()
+	go func() { done <- srv.Serve(netutil.LimitListener(l, limits.Conns)) }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("serving %s: %w", l.Addr(), err)
