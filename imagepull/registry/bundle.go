@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -65,72 +64,6 @@ func unusable(err error) bool {
 		}
 	}
 	return false
-}
-
-// referrers lists the bundles that refer to digest.
-func (r *Repository) referrers(ctx context.Context, digest string) ([]Descriptor, error) {
-	var raw []byte
-	err := r.retry(ctx, "referrers of "+digest, func() (err error) {
-		raw, _, err = r.document(ctx, "/referrers/"+digest, http.Header{"Accept": {typeOCIIndex}}, maxManifest)
-		return err
-	})
-	if err == nil {
-		if list, err := parseReferrers(raw); err == nil {
-			return list, nil
-		}
-		// Not everything that answers knows the API.
-	} else if !unknownAPI(err) {
-		return nil, err
-	}
-	algorithm, hex, _ := strings.Cut(digest, ":")
-	raw, _, err = r.manifest(ctx, algorithm+"-"+hex[:min(len(hex), 64)])
-	if errors.Is(err, ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return parseReferrers(raw)
-}
-
-// unknownAPI tells a registry without the API from one that has a problem.
-func unknownAPI(err error) bool {
-	var status *statusError
-	if !errors.As(err, &status) {
-		return false
-	}
-	switch status.code {
-	case http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusNotImplemented:
-		return true
-	}
-	return false
-}
-
-// parseReferrers returns the bundles among the entries of an index.
-func parseReferrers(raw []byte) ([]Descriptor, error) {
-	doc, isIndex, err := parseDocument(raw)
-	if err == nil && (!isIndex || doc.Manifests == nil) {
-		err = fmt.Errorf("%w: referrers are not an index", ErrManifest)
-	}
-	if err != nil {
-		return nil, err
-	}
-	// As many entries as before, and those were counted.
-	var types struct {
-		Manifests []struct {
-			ArtifactType string `json:"artifactType"`
-		} `json:"manifests"`
-	}
-	if err := json.Unmarshal(raw, &types); err != nil || len(types.Manifests) != len(*doc.Manifests) {
-		return nil, fmt.Errorf("%w: referrers are malformed", ErrManifest)
-	}
-	var list []Descriptor
-	for i, d := range *doc.Manifests {
-		if strings.HasPrefix(types.Manifests[i].ArtifactType, bundleType) {
-			list = append(list, d)
-		}
-	}
-	return list, nil
 }
 
 // bundle fetches one bundle: the only layer of a manifest.

@@ -107,3 +107,37 @@ func TestFetch(t *testing.T) {
 		}
 	}
 }
+
+func TestNextPage(t *testing.T) {
+	for text, want := range map[string]string{
+		`</v2/a/referrers/x?last=1&n=2>; rel="next"`:              "last=1&n=2",
+		`<https://evil.test/v2/?token=%20x>;rel=next`:             "token=+x",
+		`</a?b=1>; rel="prev", </a?c=2>; title="x"; rel = "Next"`: "c=2",
+		`</a>; rel="next"`:        "",
+		`</a?b=1>; rel="prev"`:    "none",
+		`/a?b=1; rel="next"`:      "none",
+		`</a?b=1>; rel="nextish"`: "none",
+		"":                        "none",
+	} {
+		got, ok := nextPage(http.Header{"Link": {text}})
+		if !ok {
+			got = "none"
+		}
+		if got != want {
+			t.Errorf("%s: %q", text, got)
+		}
+	}
+}
+
+// FuzzNextPage: whatever a link says, only a query comes of it.
+func FuzzNextPage(f *testing.F) {
+	f.Add(`</v2/a/referrers/x?last=1>; rel="next"`)
+	f.Add(`<//evil.test/?a#b>;rel=next,<?%2f=/../&c;d>; rel=next`)
+	f.Fuzz(func(t *testing.T, text string) {
+		query, _ := nextPage(http.Header{"Link": {text}})
+		u, err := url.Parse("http://registry.test/v2/a?" + query)
+		if err != nil || u.Host != "registry.test" || u.Path != "/v2/a" || u.Fragment != "" || strings.ContainsAny(query, " \r\n") {
+			t.Errorf("%q gives %q, %v", text, query, err)
+		}
+	})
+}
