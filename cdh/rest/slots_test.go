@@ -3,6 +3,8 @@ package rest
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -63,4 +65,39 @@ func TestEvidenceDoesNotHoldUpOtherRequests(t *testing.T) {
 	}
 	close(agent.release)
 	all.Wait()
+}
+
+// Who hangs up leaves its place to the next.
+func TestHangingUpGivesTheSlotBack(t *testing.T) {
+	agent := slowAgent{cdhtest.NewAA(t, cdhtest.NewKBS(t)), make(chan struct{}, 2*maxSlow), make(chan struct{})}
+	path := filepath.Join(t.TempDir(), "slow.sock")
+	stop := cdhtest.Serve(t, path, func(s *ttrpc.Server) { aa.RegisterAttestationAgentServiceService(s, agent) })
+	defer stop()
+	w := &world{}
+	w.serve(t, Config{Features: "attestation", AAAddr: "unix://" + path})
+	var held []net.Conn
+	for range maxSlow {
+		c, err := net.Dial("tcp", w.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "GET /aa/evidence?runtime_data=x HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+		<-agent.entered
+	}
+	next := make(chan int, 1)
+	go func() {
+		code, _, _ := w.raw(t, "GET", "/aa/evidence?runtime_data=x", "")
+		next <- code
+	}()
+	for _, c := range held {
+		c.Close()
+	}
+	<-agent.entered
+	close(agent.release)
+	if code := <-next; code != 200 {
+		t.Error(code)
+	}
 }
