@@ -262,7 +262,7 @@ func TestAnswersThatAreNone(t *testing.T) {
 		"not protobuf":                 {200, []byte("<html>"), wire.ErrService, "unusable"},
 		"cut short":                    {200, []byte{0x12, 0x20, 1, 2}, wire.ErrService, "unusable"},
 		"a length beyond the answer":   {200, []byte{0x12, 0xff, 0xff, 0xff, 0xff, 0x7f}, wire.ErrService, "unusable"},
-		"the plaintext as a number":    {200, []byte{0x10, 0x20}, wire.ErrService, "unusable"},
+		"the plaintext as a number":    {200, []byte{0x10, 0x02, 0x08, 0x01}, wire.ErrService, "unusable"},
 		"a field number of zero":       {200, []byte{0x02, 0x00}, wire.ErrService, "unusable"},
 		"an empty plaintext":           {200, []byte{0x12, 0x00}, wire.ErrService, "unusable"},
 		"no plaintext":                 {200, write("DecryptResponse", map[string]any{"KeyId": "k"}), wire.ErrService, "unusable"},

@@ -19,9 +19,9 @@
 // go and what a token is good for, so that no setting sends a credential or a
 // token elsewhere.
 //
-// It is plain REST: Azure's SDK (azkeys 1.5.0, azsecrets 1.5.1, azidentity
-// 1.15.0) makes sealpod 1.33 MB larger, with 9 modules and 63 packages more, and
-// looks for credentials in places nobody configured.
+// It is plain REST, which costs the guest binary 36,864 bytes. Azure's SDK (azkeys
+// 1.5.0, azsecrets 1.5.1, azidentity 1.15.0) would cost 1,327,104 and bring nine
+// modules, and it looks for credentials in places nobody configured.
 //
 // Source: Azure Key Vault REST API reference 7.4; Microsoft identity platform,
 // "OAuth 2.0 client credentials flow"; "How to use managed identities for Azure

@@ -35,6 +35,26 @@ func TestOneTokenServesAll(t *testing.T) {
 	}
 }
 
+func TestLoginsDoNotShareTokens(t *testing.T) {
+	a := newCloud(t)
+	open := New(a.Env)
+	hsm := strings.Replace(miSets, vaultURL, hsmURL, 1)
+	for i, settings := range []string{miSets, strings.TrimSuffix(miSets, "}") + `,"client_id":"id-2"}`, csSets, hsm} {
+		for range 2 {
+			p, err := open(object(t, settings))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.Secret(t.Context(), "db", nil); err != nil {
+				t.Error(err)
+			}
+		}
+		if _, l := a.counts(); l != i+1 {
+			t.Errorf("%d logins after %s", l, settings)
+		}
+	}
+}
+
 func TestRefusedTokenIsReplacedOnce(t *testing.T) {
 	a := newCloud(t)
 	var skew atomic.Int64
