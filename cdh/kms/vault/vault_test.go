@@ -77,6 +77,7 @@ func TestFieldsAndVersionsOfSecrets(t *testing.T) {
 	w.secrets["/secret/team/db pass"] = []string{
 		`{"password":"one"}`, ``, `{"value":"three","password":"p\n\"3\"","n":5}`, `{"a":"x","b":"y"}`, `{}`, `{"value":""}`,
 	}
+	w.secrets["/secret/50%2f?#ü"] = []string{`{"value":"odd"}`}
 	w.secrets["admin/team/kv/x"] = []string{`{"value":"elsewhere"}`}
 	for name, tt := range map[string]struct {
 		settings, name, annotations string
@@ -86,6 +87,7 @@ func TestFieldsAndVersionsOfSecrets(t *testing.T) {
 		"its only field":      {name: "team/db pass", annotations: `{"version":1}`, want: "one"},
 		"value":               {name: "team/db pass", annotations: `{"version":"3"}`, want: "three"},
 		"a field":             {name: "team/db pass", annotations: `{"version":3,"field":"password"}`, want: "p\n\"3\""},
+		"an odd name":         {name: "50%2f?#ü", want: "odd"},
 		"a mount":             {settings: `{"mount":"team/kv","namespace":"admin"}`, name: "x", want: "elsewhere"},
 		"address":             {settings: `{"address":"ADDRESS///"}`, name: "team/db pass"},
 		"a number":            {name: "team/db pass", annotations: `{"version":3,"field":"n"}`, cause: "the field of the secret is not text"},
@@ -244,6 +246,7 @@ func TestTroubleOfTheServer(t *testing.T) {
 func FuzzSettings(f *testing.F) {
 	f.Add([]byte(`{"address":"https://v:1/x","mount":"a/b","namespace":"c"}`), "a/b c")
 	f.Add([]byte(`{"address":"http://127.0.0.1","mount":".."}`), "../x")
+	f.Add([]byte(`{"address":"https://[::1]:443/"}`), "a?b#c%2fd")
 	f.Fuzz(func(t *testing.T, raw []byte, secret string) {
 		if path, err := escapeSecret(secret); err == nil {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://v/v1/m/data/"+path, nil)

@@ -58,7 +58,7 @@ func Refused(service string, status int, code, message string) error {
 }
 
 // Malformed is the ErrService for an answer that cannot be read. The text of
-// err must hold nothing of the answer.
+// err may name members of the answer and must hold none of its values.
 func Malformed(service string, err error) error {
 	return podvm.Explain(fmt.Errorf("%w: reading the answer of %s: %w", ErrService, service, err),
 		service+" answered with something unusable")
