@@ -223,7 +223,8 @@ func TestHostileRegistryLeavesNothing(t *testing.T) {
 				if tt.hook != nil {
 					m.Hook(tt.hook(img, string(registrytest.JSON(t, img.Manifest))))
 				}
-				digest, err := m.puller(t).Pull(deadline(t), m.ref("a:1"), m.bundle("c/nested"))
+				unharmed, p := m.guarded(t), m.puller(t)
+				digest, err := p.Pull(deadline(t), m.ref("a:1"), m.bundle("c/nested"))
 				if err == nil || digest != "" {
 					t.Fatalf("Pull = %q, %v", digest, err)
 				}
@@ -231,7 +232,7 @@ func TestHostileRegistryLeavesNothing(t *testing.T) {
 					t.Errorf("error %v is not %v", err, tt.is)
 				}
 				wantCause(t, err, "Failed to pull image "+m.ref("a:1"), "image: "+m.ref("a:1")+", error: ", tt.cause)
-				m.wantNothingLeft(t)
+				unharmed(p)
 			})
 		})
 	}

@@ -94,7 +94,7 @@ func TestKilledAtAnyPoint(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	took := pullUntilKilled(t, m, -1)
-	overlays, marks, mounted := 0, 0, 0
+	overlays, marks, mounted, implied := 0, 0, 0, 0
 	for range kills {
 		pullUntilKilled(t, m, time.Duration(random.Int64N(int64(took))))
 		overlays += len(mustGlob(t, filepath.Join(m.work, "overlay", "*")))
@@ -118,6 +118,12 @@ func TestKilledAtAnyPoint(t *testing.T) {
 		if got := len(mustGlob(t, filepath.Join(m.work, "layers", "*"))); got != 0 && got != len(layers) {
 			t.Errorf("%d of %d layers are left of an unfinished pull", got, len(layers))
 		}
+		for _, known := range mustGlob(t, filepath.Join(m.work, "implied", "*")) {
+			if _, err := os.Lstat(filepath.Join(m.work, "layers", filepath.Base(known))); err != nil {
+				t.Errorf("something is known of a layer that is not there: %v", err)
+			}
+			implied++
+		}
 		for _, dir := range []string{"tmp", "unfinished", "overlay"} {
 			if left := mustGlob(t, filepath.Join(m.work, dir, "*")); len(left) > 0 && (dir != "overlay" || !complete) {
 				t.Errorf("left: %q", left)
@@ -137,7 +143,7 @@ func TestKilledAtAnyPoint(t *testing.T) {
 			break
 		}
 	}
-	t.Logf("killed %d times, each within %v: found %d overlays, %d marks and %d mounts", kills, took, overlays, marks, mounted)
+	t.Logf("killed %d times, each within %v: found %d overlays, %d marks, %d mounts and what was known of %d layers", kills, took, overlays, marks, mounted, implied)
 	if marks == 0 {
 		t.Error("no kill hit a pull under way")
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -119,6 +120,31 @@ func (m *machine) wantNothingLeft(t testing.TB) {
 		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 		if err != nil || len(mounts) > 0 {
 			t.Errorf("%d mounts left below %s, %v", len(mounts), dir, err)
+		}
+	}
+}
+
+// guarded makes files of a guest beside the work directory. The function it
+// returns is for after a pull that failed: nothing of it is left, nothing of the
+// guest has changed, and the next pull works.
+func (m *machine) guarded(t testing.TB) func(*Puller) {
+	t.Helper()
+	base := filepath.Dir(m.work)
+	before := guestFiles(t, base)
+	return func(p *Puller) {
+		t.Helper()
+		m.wantNothingLeft(t)
+		m.Hook(nil)
+		m.Push(t, "next", "1", twoLayers(t))
+		if _, err := p.Pull(deadline(t), m.ref("next:1"), m.bundle("next")); err != nil {
+			t.Errorf("the next pull: %v", err)
+		}
+		wantFiles(t, filepath.Join(m.bundle("next"), "rootfs"), map[string]string{"etc/name": "top"})
+		if err := p.Remove(t.Context(), m.bundle("next")); err != nil {
+			t.Error(err)
+		}
+		if d := cmp.Diff(before, stamps(t, filepath.Join(base, "guest"))); d != "" {
+			t.Errorf("files of the guest changed:\n%s", d)
 		}
 	}
 }

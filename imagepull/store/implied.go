@@ -58,14 +58,14 @@ func (s *Store) impliedIn(ctx context.Context, root string) ([]string, error) {
 		list := strings.Split(string(raw), "\x00")
 		return list[:len(list)-1], nil
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	list, err := findImplied(ctx, root)
+	if err != nil {
 		return nil, err
 	}
-	list, err := findImplied(ctx, root)
-	if err == nil {
-		err = s.remember(file, list)
+	if err := s.remember(file, list); err != nil {
+		s.log.Warn("A layer has to be walked through again the next time", "layer", filepath.Base(root), "err", err)
 	}
-	return list, err
+	return list, nil
 }
 
 // findImplied walks through a layer. Paths are relative to its root.
