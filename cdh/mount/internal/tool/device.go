@@ -1,0 +1,61 @@
+package tool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// Lock keeps every other holder of the file path out, in any process, until
+// unlock or death. The file and its directory are made if missing, and stay.
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, Explain("preparing a lock", err, "the state of the volume cannot be kept")
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, Explain("preparing a lock", err, "the state of the volume cannot be kept")
+	}
+	busy := func(err error) bool { return errors.Is(err, unix.EWOULDBLOCK) }
+	if err := Retry(ctx, busy, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
+		f.Close()
+		return nil, podvm.Explain(fmt.Errorf("waiting for another request: %w", err), "another request for the same volume is still running")
+	}
+	return func() { f.Close() }, nil
+}
+
+// Signature names what blkid finds on a device, partition tables included, or
+// "" when it finds nothing. blkid knows what the forwarder, which decides with
+// it too, takes for data.
+func (r Runner) Signature(ctx context.Context, device string) (string, error) {
+	const nothing = 2
+	out, err := r.Run(ctx, nil, "blkid", "--probe", "--output", "export", "--", device)
+	var exit *ExitError
+	switch {
+	case errors.As(err, &exit) && exit.Code == nothing:
+		return "", nil
+	case err != nil && exit == nil:
+		return "", Explain("looking for data on the device", err, "blkid could not look for data on the device")
+	}
+	for _, name := range []string{"TYPE=", "PTTYPE="} {
+		for line := range strings.Lines(string(out)) {
+			if kind, ok := strings.CutPrefix(line, name); ok {
+				return podvm.Printable(strings.TrimSpace(kind), 32), nil
+			}
+		}
+	}
+	return "something that blkid cannot tell", nil // it is ambivalent
+}
+
+// Foreign is the error for a device that carries what Signature found.
+func Foreign(found string) error {
+	return podvm.Explain(fmt.Errorf("%w: %s", ErrForeign, found),
+		"the device carries data ("+found+") and was not formatted; wipe it (wipefs --all) if that is not needed")
+}
