@@ -2,7 +2,8 @@
 // and api-server-rest call to get secrets, images and layer keys into a guest.
 //
 // Data path: a call comes in on the socket, package resource fetches, package
-// keywrap unwraps, package imagepull pulls; a pulled image is then measured
+// keywrap unwraps, package secret unseals, package mount opens volumes, package
+// imagepull pulls; a pulled image is then measured
 // through the attestation agent.
 //
 // Trust: callers are other processes of the guest, their arguments come from
@@ -10,6 +11,5 @@
 // The configuration comes from the host or the pod's owner.
 //
 // What leaves by an error is upstream's code and prefix, a short cause and a
-// request id; everything else stays in the journal. Sealed secrets and secure
-// mounts are answered with an error: no part of this build handles them.
+// request id; everything else stays in the journal.
 package server

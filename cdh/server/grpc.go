@@ -111,9 +111,9 @@ func (h *Hub) RegisterGRPC(srv grpc.ServiceRegistrar) {
 		rpc.Unary(getResourceService, "GetResource", datahub.GetResourceServiceService.GetResource))
 	add[datahub.ImagePullServiceService](srv, imagePullService, pullService{h},
 		rpc.Unary(imagePullService, "PullImage", datahub.ImagePullServiceService.PullImage))
-	add[datahub.SealedSecretServiceService](srv, sealedSecretService, secretService{},
+	add[datahub.SealedSecretServiceService](srv, sealedSecretService, secretService{h},
 		rpc.Unary(sealedSecretService, "UnsealSecret", datahub.SealedSecretServiceService.UnsealSecret))
-	add[datahub.SecureMountServiceService](srv, secureMountService, mountService{},
+	add[datahub.SecureMountServiceService](srv, secureMountService, mountService{h},
 		rpc.Unary(secureMountService, "SecureMount", datahub.SecureMountServiceService.SecureMount))
 	add[keyprovider.KeyProviderServiceService](srv, keyProviderService, grpcKeyService{keyService{h, textGRPCUnwrapParse}},
 		rpc.Unary(keyProviderService, "UnWrapKey", keyprovider.KeyProviderServiceService.UnWrapKey),

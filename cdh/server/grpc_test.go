@@ -216,7 +216,7 @@ func TestGRPCSizes(t *testing.T) {
 		t.Error(st)
 	}
 	_, st := ask(t.Context(), t, conn, "GetResource", "kbs:///big/key/1")
-	wantFault(t, st, textResource+": the resource is larger than 4 MiB")
+	wantFault(t, st, textResource+": the content is larger than 4 MiB")
 }
 
 func TestGRPCConcurrentCallsWithOneFailing(t *testing.T) {

@@ -17,8 +17,10 @@ import (
 
 	"github.com/sealpod/sealpod/api/datahub"
 	"github.com/sealpod/sealpod/api/keyprovider"
-	"github.com/sealpod/sealpod/cdh/keywrap"
+	"github.com/sealpod/sealpod/cdh/kms"
+	"github.com/sealpod/sealpod/cdh/mount"
 	"github.com/sealpod/sealpod/cdh/resource"
+	"github.com/sealpod/sealpod/cdh/secret"
 	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/metrics"
@@ -42,6 +44,9 @@ type Hub struct {
 	host      podvm.Host
 	log       *slog.Logger
 	resources resource.Source
+	kms       *kms.Client
+	secrets   *secret.Unsealer
+	mounts    *mount.Mounter
 	aaPath    string
 	aa        *rpc.Client // for measurements
 	aaSeen    atomic.Bool // the agent's socket was there once
@@ -79,6 +84,13 @@ func Open(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (*
 		cfg: cfg, host: host, log: log, resources: resources,
 		aaPath: aaPath, aa: rpc.NewClient(aaPath, measureTimeout), started: time.Now(),
 	}
+	h.kms = kms.New(kms.Config{Host: host, Log: log})
+	h.secrets = secret.New(secret.Config{
+		Resources: resources, KMS: h.kms, Host: host, SkipVerification: cfg.SkipSealedSecretVerification, Log: log,
+	})
+	if h.mounts, err = mount.New(mount.Config{Keys: h, Host: host, Log: log}); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
 	h.count = newCounters(h)
 	h.newPuller = h.imagePuller
 	h.agentThere()
@@ -108,6 +120,7 @@ func (h *Hub) Close() error {
 		err = h.puller.Close()
 		h.puller = nil
 	}
+	h.kms.Close()
 	return errors.Join(err, h.aa.Close(), h.resources.Close())
 }
 
@@ -115,8 +128,8 @@ func (h *Hub) Close() error {
 func (h *Hub) Register(srv *ttrpc.Server) {
 	datahub.RegisterGetResourceServiceService(srv, resourceService{h})
 	datahub.RegisterImagePullServiceService(srv, pullService{h})
-	datahub.RegisterSealedSecretServiceService(srv, secretService{})
-	datahub.RegisterSecureMountServiceService(srv, mountService{})
+	datahub.RegisterSealedSecretServiceService(srv, secretService{h})
+	datahub.RegisterSecureMountServiceService(srv, mountService{h})
 	keyprovider.RegisterKeyProviderServiceService(srv, keyService{h, textUnwrapParse})
 }
 
@@ -155,16 +168,6 @@ func Run(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (er
 	g.Go(func() error { return rpc.Serve(gctx, l, log, h.Register) })
 	log.Info("Ready", "socket", path, "kbc", cfg.KBC.Name)
 	return g.Wait()
-}
-
-// Resource returns the resource at a kbs:// URI. The caller wipes it.
-func (h *Hub) Resource(ctx context.Context, uri string) (podvm.Secret, error) {
-	return h.resources.Resource(ctx, uri)
-}
-
-// UnwrapKey implements imagepull.KeyUnwrapper without a detour by the socket.
-func (h *Hub) UnwrapKey(ctx context.Context, packet []byte) (podvm.Secret, error) {
-	return keywrap.Unwrap(ctx, keywrap.Keys{Resources: h.resources}, packet)
 }
 
 func (h *Hub) imagePuller() (Puller, error) {

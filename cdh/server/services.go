@@ -11,6 +11,7 @@ import (
 	"github.com/sealpod/sealpod/api/datahub"
 	"github.com/sealpod/sealpod/api/keyprovider"
 	"github.com/sealpod/sealpod/cdh/keywrap"
+	"github.com/sealpod/sealpod/cdh/mount"
 	"github.com/sealpod/sealpod/cdh/resource"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/rpc"
@@ -35,8 +36,6 @@ const (
 // breaks the connection, with every other call on it.
 const maxReply = 4<<20 - 1024
 
-var errUnavailable = errors.New("not available in this build")
-
 // fail ends a call with upstream's code for every failure.
 func fail(ctx context.Context, text string, err error) error {
 	if podvm.Cause(err) == "" {
@@ -55,12 +54,8 @@ type resourceService struct{ h *Hub }
 // GetResource implements api.GetResourceService.
 func (s resourceService) GetResource(ctx context.Context, req *datahub.GetResourceRequest) (*datahub.GetResourceResponse, error) {
 	content, err := s.h.resources.Resource(ctx, req.GetResourcePath())
+	err = fits(content, err)
 	s.h.count.call("GetResource", err)
-	if err == nil && len(content) > maxReply {
-		content.Wipe()
-		err = podvm.Explain(fmt.Errorf("answering with %d bytes: %w", len(content), podvm.ErrTooLarge),
-			"the resource is larger than 4 MiB")
-	}
 	switch {
 	case errors.Is(err, resource.ErrInit), errors.Is(err, resource.ErrUnknown):
 		return nil, fail(ctx, textKBC, err)
@@ -71,6 +66,17 @@ func (s resourceService) GetResource(ctx context.Context, req *datahub.GetResour
 }
 
 // keyService says parse before why a request cannot be read.
+// fits returns err, or that content, which it wipes then, is too large for a
+// message.
+func fits(content podvm.Secret, err error) error {
+	if err != nil || len(content) <= maxReply {
+		return err
+	}
+	content.Wipe()
+	return podvm.Explain(fmt.Errorf("answering with %d bytes: %w", len(content), podvm.ErrTooLarge),
+		"the content is larger than 4 MiB")
+}
+
 type keyService struct {
 	h     *Hub
 	parse string
@@ -78,7 +84,7 @@ type keyService struct {
 
 // UnWrapKey implements keyprovider.KeyProviderService.
 func (s keyService) UnWrapKey(ctx context.Context, req *keyprovider.KeyProviderKeyWrapProtocolInput) (*keyprovider.KeyProviderKeyWrapProtocolOutput, error) {
-	out, err := keywrap.UnwrapRequest(ctx, keywrap.Keys{Resources: s.h.resources}, req.GetKeyProviderKeyWrapProtocolInput())
+	out, err := keywrap.UnwrapRequest(ctx, s.h.keys(), req.GetKeyProviderKeyWrapProtocolInput())
 	s.h.count.call("UnWrapKey", err)
 	switch {
 	case errors.Is(err, keywrap.ErrRequest):
@@ -94,16 +100,29 @@ func (keyService) WrapKey(context.Context, *keyprovider.KeyProviderKeyWrapProtoc
 	return nil, status.Error(codes.NotFound, "/keyprovider.KeyProviderService/WrapKey is not supported")
 }
 
-type secretService struct{}
+type secretService struct{ h *Hub }
 
 // UnsealSecret implements api.SealedSecretService.
-func (secretService) UnsealSecret(ctx context.Context, _ *datahub.UnsealSecretInput) (*datahub.UnsealSecretOutput, error) {
-	return nil, fail(ctx, textUnseal, podvm.Explain(errUnavailable, errUnavailable.Error()))
+func (s secretService) UnsealSecret(ctx context.Context, req *datahub.UnsealSecretInput) (*datahub.UnsealSecretOutput, error) {
+	plain, err := s.h.Unseal(ctx, req.GetSecret())
+	err = fits(plain, err)
+	s.h.count.call("UnsealSecret", err)
+	if err != nil {
+		return nil, fail(ctx, textUnseal, err)
+	}
+	return &datahub.UnsealSecretOutput{Plaintext: plain}, nil
 }
 
-type mountService struct{}
+type mountService struct{ h *Hub }
 
 // SecureMount implements api.SecureMountService.
-func (mountService) SecureMount(ctx context.Context, _ *datahub.SecureMountRequest) (*datahub.SecureMountResponse, error) {
-	return nil, fail(ctx, textMount, podvm.Explain(errUnavailable, errUnavailable.Error()))
+func (s mountService) SecureMount(ctx context.Context, req *datahub.SecureMountRequest) (*datahub.SecureMountResponse, error) {
+	err := s.h.Mount(ctx, mount.Request{
+		VolumeType: req.GetVolumeType(), Options: req.GetOptions(), Flags: req.GetFlags(), MountPoint: req.GetMountPoint(),
+	})
+	s.h.count.call("SecureMount", err)
+	if err != nil {
+		return nil, fail(ctx, textMount, err)
+	}
+	return &datahub.SecureMountResponse{}, nil
 }

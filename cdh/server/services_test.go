@@ -93,23 +93,10 @@ func TestResourceThatFitsNoMessageFailsThisCallOnly(t *testing.T) {
 	w.kbs.Set("big/key/1", make([]byte, 4<<20))
 	w.kbs.Set("fits/key/1", make([]byte, maxReply))
 	_, st := w.get("kbs:///big/key/1")
-	wantFault(t, st, textResource+": the resource is larger than 4 MiB")
+	wantFault(t, st, textResource+": the content is larger than 4 MiB")
 	if got, st := w.get("kbs:///fits/key/1"); len(got) != maxReply {
 		t.Fatal(st)
 	}
-}
-
-func TestServicesOfALaterBuildSaySo(t *testing.T) {
-	w := newWorld(t)
-	ctx := t.Context()
-	wantFault(t, w.call(func(c *ttrpc.Client) error {
-		_, err := datahub.NewSealedSecretServiceClient(c).UnsealSecret(ctx, &datahub.UnsealSecretInput{Secret: []byte("sealed.a.b.c")})
-		return err
-	}), textUnseal+": not available in this build")
-	wantFault(t, w.call(func(c *ttrpc.Client) error {
-		_, err := datahub.NewSecureMountServiceClient(c).SecureMount(ctx, &datahub.SecureMountRequest{VolumeType: "block-device"})
-		return err
-	}), textMount+": not available in this build")
 }
 
 func TestWrapKeyIsNotFound(t *testing.T) {

@@ -108,7 +108,7 @@ func newCounters(h *Hub) *counters {
 	for _, source := range []string{"registry", "store"} {
 		c.layers.Add(0, source)
 	}
-	for _, method := range []string{"GetResource", "PullImage", "UnWrapKey"} {
+	for _, method := range []string{"GetResource", "PullImage", "SecureMount", "UnWrapKey", "UnsealSecret"} {
 		c.calls.Add(0, method, "ok")
 		c.calls.Add(0, method, "failed")
 	}
