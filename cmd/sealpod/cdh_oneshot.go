@@ -66,7 +66,7 @@ work_dir. It exits with 101 when it fails, as upstream's does.`,
 	fl.StringVarP(&f.config, "config", "c", "", "the data hub's configuration `file`, .toml or .json")
 	fl.UintVarP(&f.retry, "retry", "r", 3, "try so many `times` again to get a resource, secret or key")
 	fl.BoolP("version", "V", false, "print the version")
-	cmd.AddCommand(f.unwrapKey(), f.getResource(), f.pullImage())
+	cmd.AddCommand(f.unsealSecret(), f.unwrapKey(), f.getResource(), f.secureMount(), f.pullImage())
 	return cli.Upstream("cdh-oneshot", cmd)
 }
 
