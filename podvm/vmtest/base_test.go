@@ -154,3 +154,16 @@ func TestTailKeepsTheEnd(t *testing.T) {
 		t.Errorf("%d bytes, the last %q, %d in memory", len(got), got[len(got)-1], cap(out.data))
 	}
 }
+
+func TestReadable(t *testing.T) {
+	for in, want := range map[string]string{
+		"a line\n\tand one\n":      "a line\n\tand one\n",
+		"\x1b[31mred\x00\xff":      "\uFFFD[31mred\uFFFD\uFFFD",
+		strings.Repeat("x", 30):    strings.Repeat("x", 20),
+		"0123456789ä0123456789012": "56789ä0123456789012",
+	} {
+		if got := readable(in, 20); got != want {
+			t.Errorf("%q became %q, want %q", in, got, want)
+		}
+	}
+}

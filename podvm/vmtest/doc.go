@@ -6,8 +6,8 @@
 // disk and no network, and /dev/vdb is its first disk. The kernel, its modules
 // and the programs come from Debian's archive, are fetched once by mmdebstrap,
 // and are kept in bin/vm until make clean. KVM is used where it works, and
-// emulation everywhere else, so a machine needs no privilege; it is ready after
-// some three seconds of emulation.
+// emulation everywhere else, where a machine is ready after some four seconds.
+// Only mmdebstrap may need root, where users have no user namespaces.
 //
 // The usual program is the binary of a Go test:
 //

@@ -3,6 +3,7 @@ package vmtest
 import (
 	"strings"
 	"sync"
+	"unicode"
 )
 
 // tailSize is how much a tail keeps, in bytes.
@@ -30,4 +31,14 @@ func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return strings.ReplaceAll(string(t.data[max(0, len(t.data)-tailSize):]), "\r\n", "\n")
+}
+
+// readable is the end of text, at most size bytes of it, fit for a terminal.
+func readable(text string, size int) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return '\uFFFD'
+	}, text[max(0, len(text)-size):])
 }

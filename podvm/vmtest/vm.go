@@ -35,13 +35,14 @@ var (
 type MachineError struct {
 	Err     error
 	Status  int    // the program's, with ErrStatus
-	Output  string // the last the program wrote
-	Console string // the last the kernel and qemu wrote
+	Output  string // as VM.Output
+	Console string // as VM.Console
 }
 
-// Error has all there is to find the cause by, on many lines.
+// Error has the end of the output and of the console with it, on many lines.
 func (e *MachineError) Error() string {
-	return fmt.Sprintf("%v\n--- the program's output:\n%s\n--- the console:\n%s\n---", e.Err, e.Output, e.Console)
+	return fmt.Sprintf("%v\n--- the end of the program's output:\n%s\n--- the end of the console:\n%s\n---",
+		e.Err, readable(e.Output, 64<<10), readable(e.Console, 8<<10))
 }
 
 func (e *MachineError) Unwrap() error { return e.Err }
@@ -146,7 +147,7 @@ func (vm *VM) WaitOutput(ctx context.Context, text string) error {
 
 // listen takes the guest's events until the port closes, which is when the
 // machine is off.
-func (vm *VM) listen(port io.Reader) {
+func (vm *VM) listen(port io.ReadWriter) {
 	lines := bufio.NewScanner(port)
 	lines.Buffer(nil, wire.LineSize)
 	for lines.Scan() {
@@ -166,6 +167,9 @@ func (vm *VM) listen(port io.Reader) {
 		close(vm.changed)
 		vm.changed = make(chan struct{})
 		vm.mu.Unlock()
+		if e.Exit != nil {
+			_, _ = port.Write([]byte{0}) // where it fails, the machine's time limit is next
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,15 +22,33 @@ func TestMain(m *testing.M) {
 	if os.Getenv(GuestEnv) == "1" {
 		os.Exit(m.Run())
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(guestTests.dir)
+		os.Exit(code)
+	}))
+}
+
+// guestTests is this package's test binary for guests, built once.
+var guestTests struct {
+	sync.Once
+	dir string
+	err error
 }
 
 // guest returns a Config that runs one test of guest_test.go.
 func guest(t *testing.T, test string, disks ...*Disk) Config {
 	t.Helper()
+	guestTests.Do(func() {
+		if guestTests.dir, guestTests.err = os.MkdirTemp("", "vmtest-guest"); guestTests.err == nil {
+			guestTests.err = build(t, "test", "-c", "-o", guestTests.dir+"/guest.test", "./podvm/vmtest")
+		}
+	})
+	if guestTests.err != nil {
+		t.Fatal(guestTests.err)
+	}
 	return Config{
 		Cmd:   []string{"/bin/guest.test", "-test.v", "-test.run", "^" + test + "$"},
-		Files: map[string]string{"/bin/guest.test": BuildTest(t, "./podvm/vmtest")},
+		Files: map[string]string{"/bin/guest.test": guestTests.dir + "/guest.test"},
 		Disks: disks,
 	}
 }
@@ -40,6 +59,9 @@ func TestGuestIsAnOrdinaryMachine(t *testing.T) {
 	vm := Start(t, guest(t, "TestInGuestOrdinary", NewDisk(t, 8<<20)))
 	if err := vm.Wait(); err != nil {
 		t.Fatal(err)
+	}
+	if got := strings.Count(vm.Output(), noise); got != noises {
+		t.Errorf("%d of %d pieces of the output came out", got, noises)
 	}
 	program, init := vm.Boot()
 	if init <= 0 || program < init {
@@ -130,7 +152,7 @@ func TestFailuresAreToldApart(t *testing.T) {
 		err    error
 		status int
 		output string // among the program's
-		says   string // anywhere in the error's text
+		says   string // the error, or the console
 	}{
 		"a test that fails":    {guest(t, "TestInGuestFail"), ErrStatus, 1, "this test always fails", "exit status 1"},
 		"killed by a signal":   {guest(t, "TestInGuestKilled"), ErrStatus, 128 + 9, "", "exit status 137"},
@@ -155,7 +177,7 @@ func TestFailuresAreToldApart(t *testing.T) {
 			if !strings.Contains(e.Output, c.output) {
 				t.Errorf("the output is without %q:\n%s", c.output, e.Output)
 			}
-			if !strings.Contains(err.Error(), c.says) {
+			if !strings.Contains(err.Error()+e.Console, c.says) {
 				t.Errorf("the error does not say %q:\n%v", c.says, err)
 			}
 		})
@@ -225,7 +247,7 @@ func TestKilledTestLeavesNothing(t *testing.T) {
 	}
 	awaitEnd(t, qemu)
 	awaitEnd(t, swtpm)
-	if left, err := filepath.Glob(tmp + "/vmtest-*"); err != nil || len(left) > 0 {
+	if left, err := filepath.Glob(tmp + "/vmtest-[0-9]*"); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q, %v", left, err)
 	}
 }

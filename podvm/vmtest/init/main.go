@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,14 +43,23 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	defer host.Close() // it waits until the host has taken everything
+	defer host.Close()
 	events := json.NewEncoder(host)
 	status, err := work(&ready, events)
 	exit := wire.Exit{Status: status}
 	if err != nil {
 		exit.Error = err.Error()
 	}
-	return errors.Join(err, events.Encode(wire.Event{Exit: &exit}))
+	return errors.Join(err, events.Encode(wire.Event{Exit: &exit}), taken(host))
+}
+
+// taken waits until the host has taken all events: a write returns before that,
+// and what is on its way is lost when the machine goes off.
+func taken(host io.Reader) error {
+	if _, err := io.ReadFull(host, make([]byte, 1)); err != nil {
+		return fmt.Errorf("waiting for the host: %w", err)
+	}
+	return nil
 }
 
 func work(ready *wire.Ready, events *json.Encoder) (status int, err error) {
@@ -91,7 +101,7 @@ func openPort() (*os.File, error) {
 		if strings.TrimSpace(string(raw)) != wire.PortName {
 			continue
 		}
-		f, err := os.OpenFile("/dev/"+filepath.Base(filepath.Dir(name)), os.O_WRONLY, 0)
+		f, err := os.OpenFile("/dev/"+filepath.Base(filepath.Dir(name)), os.O_RDWR, 0)
 		if err != nil {
 			return nil, fmt.Errorf("opening the port to the host: %w", err)
 		}

@@ -1,7 +1,8 @@
 // Package wire is what podvm/vmtest and the first program of its guests agree
 // on: a job that goes in with the initramfs, and events that come out of a
-// virtio-serial port, one JSON object a line. Neither side is hostile; the caps
-// are there for programs that go wild.
+// virtio-serial port, one JSON object a line. The host answers the last of them
+// with one byte, whatever it is. Neither side is hostile; the caps are there for
+// programs that go wild.
 package wire
 
 const (
