@@ -76,8 +76,8 @@ func ParseRules(raw []byte) (*Rules, []podvm.UnknownKey, error) {
 // Validate reports the first rule that cannot work, as ErrRules.
 func (r *Rules) Validate() error {
 	for _, host := range r.UnqualifiedSearch {
-		if !hostRE.MatchString(host) {
-			return fmt.Errorf("%w: unqualified-search-registries: %q is not a registry host", ErrRules, podvm.Printable(host, 128))
+		if !looksLikeHost(strings.ToLower(host)) || !hostRE.MatchString(host) { // names of its images would be read as Docker Hub's
+			return fmt.Errorf("%w: unqualified-search-registries: %q is not a registry host with a dot or a port", ErrRules, podvm.Printable(host, 128))
 		}
 	}
 	for i, rule := range r.Registry {

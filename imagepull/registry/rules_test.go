@@ -173,6 +173,7 @@ func TestParseRulesRefuses(t *testing.T) {
 		"location with a scheme":        "[[registry]]\nprefix='a.test'\nlocation='http://b.test'",
 		"location without a host":       "[[registry]]\nprefix='a.test'\nlocation='team/app'",
 		"search registry with a path":   "unqualified-search-registries=['a.test/b']",
+		"search registry of one word":   "unqualified-search-registries=['team']", // team/app is on Docker Hub
 		"search registry of wrong type": "unqualified-search-registries=[{a=1}]",
 	} {
 		t.Run(name, func(t *testing.T) {
