@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"net/url"
 	"strings"
 
@@ -183,6 +184,9 @@ func kernelCredentials(params podvm.KernelParams) []Credential {
 func (c *Config) validate() error {
 	for key, addr := range map[string]string{"socket": c.Socket, "aa.aa_socket": c.AA.Socket, "AA_SOCKET": c.TokenAASocket} {
 		if _, err := rpc.SocketPath(addr); err != nil {
+			if _, e := netip.ParseAddrPort(addr); e == nil && key == "socket" { // as upstream's grpc-cdh has it
+				err = fmt.Errorf("%w; for gRPC as well, set listen in [grpc]", err)
+			}
 			return fmt.Errorf("%w: %s: %w", ErrConfig, key, err)
 		}
 	}

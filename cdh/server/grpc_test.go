@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -151,7 +152,7 @@ func dialGRPC(t testing.TB, addr string) *grpc.ClientConn {
 }
 
 func TestGRPCAnswers(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, func(c *Config) { c.SkipSealedSecretVerification = true })
 	kek := bytes.Repeat([]byte{7}, 32)
 	w.kbs.Set("default/kek/1", kek)
 	p := &puller{}
@@ -162,6 +163,11 @@ func TestGRPCAnswers(t *testing.T) {
 	}
 	if got, st := ask(t.Context(), t, conn, "UnWrapKey", []byte(annotated(t, kek, "kbs:///default/kek/1"))); string(got.Bytes()) != `{"keyunwrapresults":{"optsdata":[123,125]}}` {
 		t.Errorf("key %q, %v", got, st)
+	}
+	sealed := "sealed.fakejwsheader." + base64.RawURLEncoding.EncodeToString(mustJSON(t, map[string]any{"version": "0.1.0", "type": "vault",
+		"name": uri, "provider": "kbs", "provider_settings": map[string]any{}, "annotations": map[string]any{}})) + ".fakesignature"
+	if got, st := ask(t.Context(), t, conn, "UnsealSecret", []byte(sealed)); string(got.Bytes()) != "secret one" {
+		t.Errorf("secret %q, %v", got, st)
 	}
 	if got, st := ask(t.Context(), t, conn, "PullImage", "registry.example/app:1", "/bundle"); got.String() != digest || p.pulled[0] != "registry.example/app:1" {
 		t.Errorf("digest %q, %v", got, st)
@@ -186,7 +192,9 @@ func TestGRPCErrors(t *testing.T) {
 		"no such KEK":         {"UnWrapKey", []any{[]byte(annotated(t, make([]byte, 32), "kbs:///default/kek/2"))}, textUnwrap + ": no such resource: default/kek/2"},
 		"a pull that fails":   {"PullImage", []any{"x", "/b"}, textPull + ": the image could not be pulled"},
 		"a secret of nothing": {"UnsealSecret", []any{[]byte("x")}, textUnseal},
-		"a volume of nothing": {"SecureMount", []any{"x", map[string]string{"a": "b"}, []string{"c"}, "/m"}, textMount},
+		"an unknown volume":   {"SecureMount", []any{"floppy", map[string]string{"a": "b"}, []string{"c"}, "/m"}, textMount + `: volume type "floppy": want`},
+		"an unknown source":   {"SecureMount", []any{"block-device", map[string]string{"devicePath": "/d", "sourceType": "old"}, []string{"c"}, "/m"}, textMount + `: `},
+		"no mount point":      {"SecureMount", []any{"block-device", map[string]string{}, []string{}, "m"}, textMount + `: `},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, st := ask(t.Context(), t, conn, tt.method, tt.in...)
@@ -292,6 +300,14 @@ func TestGRPCHasEveryMethod(t *testing.T) {
 		if err := conn.Invoke(t.Context(), other, in, out); status.Code(err) != codes.Unimplemented {
 			t.Errorf("%s: %v", other, err)
 		}
+	}
+}
+
+func TestGRPCAddressForTtrpcIsHintedAt(t *testing.T) {
+	c := defaults()
+	c.KBC.Name, c.Socket = "offline_fs_kbc", GRPCAddr
+	if err := c.validate(); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "set listen in [grpc]") {
+		t.Error(err)
 	}
 }
 

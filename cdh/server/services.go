@@ -65,7 +65,6 @@ func (s resourceService) GetResource(ctx context.Context, req *datahub.GetResour
 	return &datahub.GetResourceResponse{Resource: content}, nil
 }
 
-// keyService says parse before why a request cannot be read.
 // fits returns err, or that content, which it wipes then, is too large for a
 // message.
 func fits(content podvm.Secret, err error) error {
@@ -77,6 +76,7 @@ func fits(content podvm.Secret, err error) error {
 		"the content is larger than 4 MiB")
 }
 
+// keyService says parse before why a request cannot be read.
 type keyService struct {
 	h     *Hub
 	parse string
