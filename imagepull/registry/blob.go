@@ -126,7 +126,9 @@ func (s *source) get(ctx context.Context, header http.Header) (*http.Response, e
 			return resp, nil
 		}
 		s.mu.Lock()
-		s.direct = "" // such URLs expire
+		if s.direct == direct { // such URLs expire, and another connection may have a new one
+			s.direct = ""
+		}
 		s.mu.Unlock()
 		var status *statusError
 		if !errors.As(err, &status) {
