@@ -62,18 +62,24 @@ func (x *extractor) attrsOf(hdr *tar.Header) (attrs, error) {
 	return a, nil
 }
 
+// setter gives files their attributes.
+type setter struct {
+	mode    Mode
+	skipped int // attributes not allowed by mode or file system
+}
+
 // set gives base in d, which is no file or directory, its attributes. The order
 // matters: chown clears setuid and security.capability, so both come after it;
 // times are last.
-func (x *extractor) set(d dir, base string, k kind, a attrs) error {
-	if x.opts.Mode == Overlay {
+func (s *setter) set(d dir, base string, k kind, a attrs) error {
+	if s.mode == Overlay {
 		if err := unix.Fchownat(d.fd, base, a.uid, a.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return fmt.Errorf("setting the owner: %w", err)
 		}
 	} else {
 		a.mode |= 0o400
 	}
-	err := x.setXattrs(k, a.xattrs, func(name string, value []byte) error {
+	err := s.setXattrs(k, a.xattrs, func(name string, value []byte) error {
 		return unix.Lsetxattr(d.at(base), name, value, 0)
 	})
 	if err != nil {
@@ -94,13 +100,13 @@ func (x *extractor) set(d dir, base string, k kind, a attrs) error {
 
 // setOpen gives an open file or directory its attributes, in the order of set.
 // Without root user.* needs the write permission that mode may take away.
-func (x *extractor) setOpen(fd int, a attrs) error {
-	if x.opts.Mode == Overlay {
+func (s *setter) setOpen(fd int, a attrs) error {
+	if s.mode == Overlay {
 		if err := unix.Fchown(fd, a.uid, a.gid); err != nil {
 			return fmt.Errorf("setting the owner: %w", err)
 		}
 	}
-	err := x.setXattrs(kindFile, a.xattrs, func(name string, value []byte) error {
+	err := s.setXattrs(kindFile, a.xattrs, func(name string, value []byte) error {
 		return unix.Fsetxattr(fd, name, value, 0)
 	})
 	if err != nil {
@@ -116,11 +122,11 @@ func (x *extractor) setOpen(fd int, a attrs) error {
 	return nil
 }
 
-func (x *extractor) setXattrs(k kind, list []xattr, set func(string, []byte) error) error {
+func (s *setter) setXattrs(k kind, list []xattr, set func(string, []byte) error) error {
 	for _, a := range list {
 		user := strings.HasPrefix(a.name, "user.")
-		if x.opts.Mode == Plain && !user {
-			x.stats.SkippedXattrs++
+		if s.mode == Plain && !user {
+			s.skipped++
 			continue
 		}
 		err := set(a.name, []byte(a.value))
@@ -129,7 +135,7 @@ func (x *extractor) setXattrs(k kind, list []xattr, set func(string, []byte) err
 		case user && (errors.Is(err, unix.ENOTSUP) || (k != kindFile && errors.Is(err, unix.EPERM))):
 			// The file system has none, or (EPERM) they exist for files
 			// and directories only.
-			x.stats.SkippedXattrs++
+			s.skipped++
 		default:
 			return fmt.Errorf("setting attribute %.64q: %w", a.name, err)
 		}
@@ -156,6 +162,9 @@ func (x *extractor) finishDirs(ctx context.Context) error {
 	for path, a := range x.dirs {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if x.files.stuck.Load() {
+			return errStuck
 		}
 		if err := x.finishDir(path, a); err != nil {
 			return failed(fmt.Sprintf("finishing directory %.256q", path), err)
@@ -195,7 +204,7 @@ func (x *extractor) finishImplied(ctx context.Context) error {
 			return failed(fmt.Sprintf("marking directory %.256q", path), err)
 		}
 	}
-	if x.opts.Mode == Plain || !marked {
+	if x.mode == Plain || !marked {
 		return nil
 	}
 	if err := unix.Setxattr(fmt.Sprintf("/proc/self/fd/%d", x.root), ImpliedXattr, []byte("y"), 0); err != nil {
@@ -218,7 +227,7 @@ func isGone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
-func (x *extractor) finishDir(path string, a attrs) (err error) {
+func (x *extractor) finishDir(path string, a attrs) error {
 	fd, err := x.openDir(path)
 	if isGone(err) {
 		return nil
@@ -226,9 +235,9 @@ func (x *extractor) finishDir(path string, a attrs) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, unix.Close(fd)) }()
-	if x.opts.Mode == Plain {
+	if x.mode == Plain {
 		a.mode |= 0o700
 	}
-	return x.setOpen(fd, a)
+	x.files.close(piece{fd: fd, attrs: &a, name: path})
+	return nil
 }

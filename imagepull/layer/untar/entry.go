@@ -88,35 +88,20 @@ func (x *extractor) file(ctx context.Context, d dir, base string, data io.Reader
 	if err != nil {
 		return err
 	}
-	// Disks that report a full quota late do it here.
-	defer func() { err = errors.Join(err, unix.Close(fd)) }()
+	p := piece{fd: fd, entry: x.stats.Entries, name: hdr.Name}
 	if isSparse(hdr) {
-		err = x.writeSparse(ctx, fd, data, hdr.Size)
+		err = writeSparse(ctx, fd, data, hdr.Size)
 	} else {
-		err = x.write(fd, data)
+		err = x.files.copy(p, data)
 	}
-	if err != nil {
-		return err
-	}
-	if x.opts.Mode == Plain {
-		a.mode |= 0o400
-	}
-	return x.setOpen(fd, a)
-}
-
-func (x *extractor) write(fd int, data io.Reader) error {
-	for {
-		n, err := data.Read(x.buf)
-		if e := writeFull(fd, x.buf[:n]); e != nil {
-			return e
+	if err == nil {
+		if x.mode == Plain {
+			a.mode |= 0o400
 		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrArchive, err)
-		}
+		p.attrs = &a
 	}
+	x.files.close(p)
+	return err
 }
 
 func writeFull(fd int, b []byte) error {
@@ -148,18 +133,19 @@ func isSparse(hdr *tar.Header) bool {
 
 // writeSparse writes data but leaves blocks of zeros out. It watches ctx: a hole
 // of a terabyte is read without a byte of the tar.
-func (x *extractor) writeSparse(ctx context.Context, fd int, data io.Reader, size int64) error {
+func writeSparse(ctx context.Context, fd int, data io.Reader, size int64) error {
 	var zero [4096]byte
 	var at int64
+	buf := make([]byte, 64<<10)
 	for at < size {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		n, err := io.ReadFull(data, x.buf[:min(size-at, int64(len(x.buf)))])
+		n, err := io.ReadFull(data, buf[:min(size-at, int64(len(buf)))])
 		if err != nil {
 			return fmt.Errorf("%w: sparse file: %w", ErrArchive, err)
 		}
-		for b := x.buf[:n]; len(b) > 0; {
+		for b := buf[:n]; len(b) > 0; {
 			part := b[:min(len(zero), len(b))]
 			b = b[len(part):]
 			if !bytes.Equal(part, zero[:len(part)]) {
@@ -247,7 +233,7 @@ func (x *extractor) device(d dir, base string, hdr *tar.Header, a attrs) error {
 	case tar.TypeBlock:
 		kind = unix.S_IFBLK
 	}
-	if kind != unix.S_IFIFO && x.opts.Mode == Plain {
+	if kind != unix.S_IFIFO && x.mode == Plain {
 		x.stats.SkippedDevices++
 		return nil
 	}

@@ -13,10 +13,13 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestUnprivileged runs all other tests again as an ordinary user.
 func TestUnprivileged(t *testing.T) { testenv.RerunUnprivileged(t) }

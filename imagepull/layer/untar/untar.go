@@ -66,7 +66,8 @@ type Stats struct {
 // Extract unpacks the tar in r below dir and reads r to its end. Tars that
 // follow each other in r are unpacked one after the other; the last entry of a
 // name wins. Directories without an entry, the root too, get mode 0755 and a mark
-// that IsDescribed reads.
+// that IsDescribed reads. What is in files is written by a goroutine of its own,
+// which has ended when Extract returns.
 //
 // Errors: ErrArchive, ErrTooLarge, the error of ctx, and system errors such as
 // unix.ENOSPC. After an error r may have bytes left and dir is garbage.
@@ -82,29 +83,42 @@ func Extract(ctx context.Context, r io.Reader, dir string, opts Options) (Stats,
 		return Stats{}, fmt.Errorf("opening %s: %w", dir, err)
 	}
 	defer t.close()
-	x := &extractor{tree: t, opts: opts, buf: make([]byte, 256<<10)}
+	x := &extractor{tree: t, setter: setter{mode: opts.Mode}, opts: opts, files: newWriter(opts.Mode)}
+	defer x.files.finish() //nolint:errcheck // for a panic in reading the tar
+	if err = x.archives(ctx, r); err == nil {
+		err = x.finishDirs(ctx)
+	}
+	if e := x.files.finish(); e != nil {
+		err = e
+	}
+	x.stats.SkippedXattrs = x.skipped + x.files.skipped
+	return x.stats, err
+}
+
+// archives unpacks to the end of r.
+func (x *extractor) archives(ctx context.Context, r io.Reader) error {
 	for tr := tar.NewReader(r); ; {
 		if err := x.archive(ctx, tr); err != nil {
-			return x.stats, err
+			return err
 		}
 		head, err := skipZeros(r)
 		if errors.Is(err, io.EOF) {
-			break
+			return nil
 		}
 		if err != nil {
-			return x.stats, fmt.Errorf("%w: after the end marker: %w", ErrArchive, err)
+			return fmt.Errorf("%w: after the end marker: %w", ErrArchive, err)
 		}
 		tr = tar.NewReader(io.MultiReader(head, r))
 	}
-	return x.stats, x.finishDirs(ctx)
 }
 
 // extractor is the state of one Extract.
 type extractor struct {
 	*tree
+	setter
 	opts  Options
 	stats Stats
-	buf   []byte
+	files *writer
 
 	bytes  int64 // sum of file sizes
 	xattrs int   // sum of attribute sizes
@@ -115,6 +129,9 @@ func (x *extractor) archive(ctx context.Context, tr *tar.Reader) error {
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if x.files.stuck.Load() {
+			return errStuck
 		}
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {

@@ -32,7 +32,7 @@ func setOpaque(d dir, base string) error {
 
 // mark records a whiteout. base is the marker's own name.
 func (x *extractor) mark(d dir, base string, m marker, hidden string) error {
-	if x.opts.Mode == Plain {
+	if x.mode == Plain {
 		fd := -1
 		err := x.place(d, base, func() (err error) {
 			fd, err = unix.Openat(d.fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
