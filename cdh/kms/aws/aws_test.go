@@ -196,13 +196,12 @@ func TestTroubleOfTheServices(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newCloud(t)
-			e := env(t, c, wire.ClientConfig{TryTimeout: tt.limit})
-			w, err := Encrypt(t.Context(), e, owner, keyID, podvm.Secret(dek), nil)
+			w, err := Encrypt(t.Context(), env(t, c, wire.ClientConfig{}), owner, keyID, podvm.Secret(dek), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			c.requests, c.answer = 0, tt.answer
-			got, err := open(t, e).Decrypt(t.Context(), keyID, w.Ciphertext, nil)
+			got, err := open(t, env(t, c, wire.ClientConfig{TryTimeout: tt.limit})).Decrypt(t.Context(), keyID, w.Ciphertext, nil)
 			if !errors.Is(err, tt.is) || (tt.is == nil) != (string(got) == dek) || c.requests != tt.requests {
 				t.Fatalf("%q, %v, %d requests", []byte(got), err, c.requests)
 			}
