@@ -22,6 +22,8 @@ import (
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
+var cheapDerivation = []string{"--pbkdf", "argon2id", "--pbkdf-memory", "32", "--pbkdf-force-iterations", "4"}
+
 // A machine without a device-mapper, so that what surrounds it runs for real:
 // cryptsetup is this test binary, which has the real program format volumes and
 // prove that keys open them, and where a mapping would be activated makes a loop
@@ -74,7 +76,7 @@ func fakeHost(root string) podvm.Host {
 func fakeDriver(root string, log *slog.Logger) *Driver {
 	d := New(Config{Host: fakeHost(root), Log: log})
 	d.dm = fakeDM{root}
-	d.derivation = []string{"--pbkdf", "argon2id", "--pbkdf-memory", "32", "--pbkdf-force-iterations", "4"}
+	d.derivation = cheapDerivation
 	return d
 }
 

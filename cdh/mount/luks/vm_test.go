@@ -41,6 +41,7 @@ func newVM(t *testing.T) *vm {
 	t.Helper()
 	inVM(t)
 	v := &vm{t, New(Config{})}
+	v.derivation = cheapDerivation // the other takes half a minute under emulation
 	v.wipe(scratch)
 	return v
 }
