@@ -58,7 +58,7 @@ func (r *remover) remove(at int, name string, depth int) error {
 	}
 	err := unix.Unlinkat(at, name, 0)
 	if !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EPERM) {
-		return gone(err)
+		return gone(named(name, err))
 	}
 	fd, e := openToEmpty(at, name)
 	switch {
