@@ -12,7 +12,8 @@
 // packet may choose which key of which service is used, with the guest's own
 // credentials, but not where those are sent: see package kms.
 // Under A256CTR nothing authenticates the result: the layer's own MAC and
-// digest have to.
+// digest have to, and who can have many images pulled may find out the layer key
+// by changing its bits. What is wrapped with A256GCM does not pass as A256CTR.
 //
 // It wraps no keys.
 package keywrap

@@ -105,7 +105,7 @@ func (m members) json(t testing.TB) []byte {
 }
 
 func TestUnwrap(t *testing.T) {
-	gcm, ctr := v1(t, "A256GCM", make([]byte, 12)), v1(t, "A256CTR", make([]byte, 16))
+	gcm, ctr := v1(t, "A256GCM", make([]byte, 12)), v1(t, "A256CTR", bytes.Repeat([]byte{9}, 16))
 	v2 := gcm.with("version", "0.1.0").with("provider", "kbs").
 		with("provider_settings", members{}).with("annotations", members{"x": 1})
 	damaged := gcm.with("wrapped_data", "AAAA"+gcm["wrapped_data"].(string)[4:])
@@ -174,6 +174,50 @@ func TestUnwrap(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestGCMPacketsDoNotOpenAsCTR takes the tag off a packet and calls it A256CTR.
+// If it opened, whoever can have images pulled could flip bits of the layer key
+// and learn it from which of them make an image fail early.
+func TestGCMPacketsDoNotOpenAsCTR(t *testing.T) {
+	nonce := []byte("unique nonce")
+	gcm, err := base64.StdEncoding.DecodeString(seal(t, "A256GCM", nonce, options))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := gcm[:len(gcm)-16]
+	before := bytes.Clone(nonce) // the counters that carry into those of this nonce
+	before[11]--
+	tests := map[string]struct{ iv, data []byte }{
+		"from its first block":      {append(bytes.Clone(nonce), 0, 0, 0, 2), blocks},
+		"from its third block":      {append(bytes.Clone(nonce), 0, 0, 0, 4), blocks[32:]},
+		"with the block of the tag": {append(bytes.Clone(nonce), 0, 0, 0, 1), append(make([]byte, 16), blocks...)},
+		"with a block before":       {append(bytes.Clone(nonce), 0, 0, 0, 0), append(make([]byte, 32), blocks...)},
+		"with a carry":              {append(before, 0xff, 0xff, 0xff, 0xff), append(make([]byte, 48), blocks...)},
+		"a part of a block":         {append(bytes.Clone(nonce), 0, 0, 0, 2), blocks[:1]},
+		"the end of the largest":    {append(bytes.Clone(nonce), 0, 0, 0x40, 1), make([]byte, 16)},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			k := samples()
+			p := members{
+				"kid": kekURI, "wrap_type": "A256CTR", "iv": base64.StdEncoding.EncodeToString(tt.iv),
+				"wrapped_data": base64.StdEncoding.EncodeToString(tt.data),
+			}
+			got, err := Unwrap(t.Context(), Keys{Resources: k}, p.json(t))
+			if !errors.Is(err, ErrPacket) || !strings.Contains(podvm.Cause(err), "without its tag") || len(k.given) > 0 {
+				t.Fatalf("%q, %v", []byte(got), err)
+			}
+		})
+	}
+	for name, iv := range map[string][]byte{
+		"beyond GCM's counters": {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x40, 2},
+		"short of them":         {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xf0},
+	} {
+		if got, err := Unwrap(t.Context(), Keys{Resources: samples()}, v1(t, "A256CTR", iv).json(t)); string(got) != options || err != nil {
+			t.Errorf("%s: %q, %v", name, []byte(got), err)
+		}
 	}
 }
 
@@ -274,7 +318,7 @@ func TestUnwrapRequest(t *testing.T) {
 
 func FuzzPacket(f *testing.F) {
 	f.Add(v1(f, "A256GCM", make([]byte, 12)).json(f))
-	f.Add(v1(f, "A256CTR", make([]byte, 16)).with("version", "0.1.0").json(f))
+	f.Add(v1(f, "A256CTR", bytes.Repeat([]byte{9}, 16)).with("version", "0.1.0").json(f))
 	f.Add([]byte(`{"kid":"kbs:///default/test-key/1","wrapped_data":"","iv":"","wrap_type":"A256GCM"}`))
 	f.Add([]byte(`{"provider":"aws","kid":"alias/kek","wrapped_data":"AAAA","provider_settings":{},"annotations":{"a":{"b":1}}}`))
 	k := samples()
