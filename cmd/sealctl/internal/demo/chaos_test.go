@@ -42,6 +42,7 @@ func TestNoRequestIsLostWhileDaemonsAreKilled(t *testing.T) {
 	}
 	w := newWorld(t)
 	image, weights := signedImage(t, w)
+	sealed := w.sealSecret(t, secretPath)
 	w.moveRelyingPartyOut(t)
 
 	ctx, cancel := context.WithTimeout(t.Context(), length)
@@ -67,6 +68,17 @@ func TestNoRequestIsLostWhileDaemonsAreKilled(t *testing.T) {
 			return w.check(got, err)
 		})
 	}
+	hub := rpc.NewClient(w.cdhSock, callersDeadline)
+	t.Cleanup(func() { _ = hub.Close() })
+	load.run("UnsealSecret", func(ctx context.Context) error {
+		var got []byte
+		err := hub.Do(ctx, func(c *ttrpc.Client) error {
+			r, err := datahub.NewSealedSecretServiceClient(c).UnsealSecret(ctx, &datahub.UnsealSecretInput{Secret: []byte(sealed)})
+			got = r.GetPlaintext()
+			return err
+		})
+		return w.check(got, err)
+	})
 	fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	load.run("token over HTTP", func(ctx context.Context) error {
 		return w.getBy(ctx, fresh, "/aa/token?token_type=kbs")
