@@ -17,8 +17,8 @@ var packages = []string{"./cdh/mount", "./cdh/mount/luks"}
 var diskSizes = []int64{128, 128, 256, 64}
 
 const (
-	packageTime = 4 * time.Minute // of a machine
-	testTime    = "3m30s"         // of its tests, so that go test's report of a hang gets out
+	packageTime = 10 * time.Minute // of a machine
+	testTime    = "9m30s"          // of its tests, so that go test's report of a hang gets out
 )
 
 func TestPackagesThatNeedAMachine(t *testing.T) {
