@@ -23,11 +23,12 @@ const dataOffset = 16 << 20
 // formatArgs: twice the metadata, and the key slots.
 const ephemeralHeader = 2*minHeaderSize + 512<<10
 
-// passphrase is how a key that may be a pass phrase is stretched: with four times
-// the memory of RFC 9106's second recommendation. It is fixed, because what
-// cryptsetup measures on a busy machine may be weak, and the 1 GiB it likes to
-// take is more than a small pod VM has.
-var passphrase = []string{"--pbkdf", "argon2id", "--pbkdf-memory", "262144", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "4"}
+// passphrase is how a key that may be a pass phrase is stretched: as RFC 9106, §4,
+// recommends where memory is scarce, as it is in small pod VMs, with one pass more
+// because cryptsetup wants four; left alone it
+// takes up to 1 GiB. It is fixed, because what cryptsetup measures on a busy
+// machine may be weak.
+var passphrase = []string{"--pbkdf", "argon2id", "--pbkdf-memory", "65536", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "4"}
 
 // formatArgs says how volumes are made. The order is upstream's, with the
 // defaults of cryptsetup spelled out, which differ between versions.
@@ -160,8 +161,7 @@ func (d *Driver) activate(ctx context.Context, v *Volume, area []byte, key podvm
 	return d.check(name, v, wants{m.offset, m.sectorSize, m.keySize, m.integrity})
 }
 
-// createHeader makes the file cryptsetup finds a header in. A file that is there
-// without a record is not of this program.
+// createHeader makes the file cryptsetup finds a header in.
 func (d *Driver) createHeader(path string) (*os.File, error) {
 	err := os.MkdirAll(filepath.Dir(path), 0o700)
 	if err == nil {
@@ -169,9 +169,6 @@ func (d *Driver) createHeader(path string) (*os.File, error) {
 		if f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err == nil {
 			return f, nil
 		}
-	}
-	if errors.Is(err, os.ErrExist) {
-		return nil, podvm.Explain(fmt.Errorf("%w: %w", ErrBusy, err), "another program keeps a LUKS header for the device in "+headerDir)
 	}
 	return nil, tool.Explain("making a header file", err, "the header of the volume cannot be kept")
 }

@@ -18,5 +18,7 @@
 // knows, and cryptsetup is given that copy, which the host can no longer
 // change. Afterwards the mapping of the kernel is compared with the request.
 // Without dataIntegrity the host can still replace ciphertext, with it still
-// return an older state of the volume; see cryptsetup's FAQ.
+// return an older state of the volume. And a host that wipes the header gets a
+// new, empty volume out of a caller that says empty; one that says encrypted
+// gets an error.
 package luks

@@ -173,8 +173,13 @@ func (d *Driver) open(ctx context.Context, v *Volume, name string, undo *tool.Un
 	return "made", d.format(ctx, v, key, name, undo)
 }
 
-// claim checks that nobody uses the device: no mount, no mapping, no RAID.
+// claim checks that nobody uses the device: no mount, no mapping, no RAID, nor
+// another program that keeps its header. There is no record, so a header is not
+// of this one.
 func (d *Driver) claim(v *Volume) error {
+	if _, err := os.Lstat(d.headerFile(v.Device)); !errors.Is(err, os.ErrNotExist) {
+		return podvm.Explain(fmt.Errorf("%w: %w", ErrBusy, errors.Join(err, os.ErrExist)), "another program keeps a LUKS header for the device in "+headerDir)
+	}
 	busy := func(err error) error {
 		return podvm.Explain(fmt.Errorf("%w: %s: %w", ErrBusy, v.Device, err), "the device is in use: it is mounted, or part of another device")
 	}

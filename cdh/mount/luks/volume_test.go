@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
+	"github.com/sealpod/sealpod/cdh/mount/internal/tool"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -400,6 +401,47 @@ func TestADeviceInUseIsRefused(t *testing.T) {
 	v.Number = st.Rdev
 	m.fails(v, ErrBusy, "in use")
 	m.unmount(m.point("used"))
+}
+
+// Where the kernel has no device-mapper, the error says so.
+func TestWithoutADeviceMapper(t *testing.T) {
+	if _, err := os.Stat("/dev/mapper/control"); err == nil {
+		t.Skip("this machine has a device-mapper")
+	}
+	m := newMachine(t)
+	for _, link := range []string{"bin/cryptsetup", "bin/mkfs.ext4"} {
+		if err := os.Remove(filepath.Join(m.root, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.dm = kernel{m.host}
+	m.fails(m.ephemeral(m.disk("a", 64<<20), "a"), nil, "dm_crypt")
+	v := m.keyed(m.disk("b", 64<<20), "b")
+	v.Integrity = true
+	m.fails(v, nil, "dm_integrity")
+	m.nothingLeft()
+}
+
+// Programs that are not installed are named, with their package.
+func TestMissingProgramsAreNamed(t *testing.T) {
+	m := newMachine(t)
+	m.run.Host = podvm.Host{Root: m.root, LookupEnv: func(string) (string, bool) { return "/nowhere", true }}
+	m.fails(m.ephemeral(m.disk("a", 64<<20), "a"), tool.ErrMissing, "cryptsetup-bin")
+	m.fails(m.keyed(m.disk("b", 64<<20), "b"), tool.ErrMissing, "util-linux")
+	m.nothingLeft()
+}
+
+// A header file that nobody of ours wrote is another program's volume.
+func TestAHeaderOfAnotherProgramStays(t *testing.T) {
+	m := newMachine(t)
+	v := m.ephemeral(m.disk("a", 64<<20), "a")
+	path := m.headerFile(v.Device)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, "not ours")
+	m.fails(v, ErrBusy, "another program")
+	holds(t, path, "not ours")
 }
 
 // 64 calls at once: some for one device, one of them failing, do not disturb

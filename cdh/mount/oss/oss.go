@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -87,6 +88,9 @@ func (d *Driver) Mount(ctx context.Context, v Volume) (err error) {
 		err = d.bucket(ctx, &v, dir, real, &undo)
 	} else {
 		err = d.encrypted(ctx, &v, dir, real, &undo)
+	}
+	if err == nil {
+		err = remember(dir, real)
 	}
 	if err != nil {
 		return err
@@ -199,37 +203,60 @@ func (d *Driver) resume(v *Volume, dir string) (done bool, err error) {
 		return false, nil
 	}
 	cipher := filepath.Join(dir, "cipher")
-	if real := tool.Real(v.MountPoint); real != "" {
-		top, err := tool.Top(real)
-		if err != nil {
-			return false, tool.Explain("looking for the mount", err, "the mounts of the pod VM cannot be read")
-		}
-		if top != nil && strings.HasPrefix(top.FSType, "fuse") {
-			below, err := tool.Top(cipher)
-			if err != nil {
-				return false, tool.Explain("looking for the mount", err, "the mounts of the pod VM cannot be read")
-			}
-			// Of an encrypted volume both halves must be alive.
-			if alive(real) && (v.Encrypted != "gocryptfs" || below != nil && alive(cipher) && top.Source == cipher) {
-				d.log.Info("Bucket is in place already", "bucket", v.Bucket, "mount_point", v.MountPoint)
-				return true, nil
-			}
-			if v.Encrypted != "gocryptfs" || top.Source == cipher {
-				if err := tool.Unmount(real); err != nil {
-					return false, tool.Explain("unmounting a dead bucket", err, "an earlier mount of the bucket cannot be taken away")
-				}
-			}
-		}
+	real, err := ownMount(v.MountPoint, dir)
+	if err != nil {
+		return false, tool.Explain("looking for the mount", err, "the mounts of the pod VM cannot be read")
 	}
-	err = errors.Join(tool.Unmount(cipher), removeState(dir))
+	// Of an encrypted volume both halves must be alive.
+	if real != "" && alive(real) && alive(cipher) {
+		d.log.Info("Bucket is in place already", "bucket", v.Bucket, "mount_point", v.MountPoint)
+		return true, nil
+	}
+	if real != "" {
+		err = tool.Unmount(real)
+	}
+	err = errors.Join(err, tool.Unmount(cipher), removeState(dir))
 	return false, tool.Explain("taking back an earlier mount", err, "an earlier mount of the bucket cannot be taken away")
+}
+
+// mountFile holds the id of the mount that a volume ends in.
+func mountFile(dir string) string { return filepath.Join(dir, "mount") }
+
+// remember keeps the id of the topmost mount on point.
+func remember(dir, point string) error {
+	top, err := tool.Top(point)
+	if err == nil && top == nil {
+		err = errors.New("it is gone already")
+	}
+	if err == nil {
+		err = os.WriteFile(mountFile(dir), []byte(strconv.Itoa(top.ID)), 0o600)
+	}
+	return tool.Explain("keeping the state of the volume", err, "the state of the volume cannot be kept")
+}
+
+// ownMount returns point without links if the mount on it is the one that was
+// remembered, "" if not.
+func ownMount(point, dir string) (string, error) {
+	id, err := podvm.ReadFileMax(mountFile(dir), 64)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	real := tool.Real(point)
+	if err != nil || real == "" {
+		return "", err
+	}
+	top, err := tool.Top(real)
+	if err != nil || top == nil || strconv.Itoa(top.ID) != string(id) {
+		return "", err
+	}
+	return real, nil
 }
 
 // removeState removes what Mount keeps in dir. It does not descend: below cipher
 // there may be a bucket.
 func removeState(dir string) error {
 	var errs []error
-	for _, path := range []string{filepath.Join(dir, "secret"), filepath.Join(dir, "cipher"), dir} {
+	for _, path := range []string{filepath.Join(dir, "secret"), filepath.Join(dir, "cipher"), mountFile(dir), dir} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
