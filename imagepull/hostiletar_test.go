@@ -88,7 +88,7 @@ func TestHostileTarsTouchNothing(t *testing.T) {
 					if err := errors.Join(p.Remove(t.Context(), m.bundle("c")), os.Remove(m.bundle("c")), p.Close(), m.dropLayers(), os.Mkdir(filepath.Join(m.work, "layers"), 0o700)); err != nil {
 						t.Fatal(err)
 					}
-					// Upper and work directory go at the next start, see package store.
+					// What was known of the layers goes at the next start.
 					p = m.puller(t)
 					if _, err := p.Pull(deadline(t), m.ref("a:none"), m.bundle("none")); err == nil {
 						t.Error("pulled what is not there")

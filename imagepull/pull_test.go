@@ -409,8 +409,8 @@ func TestRemoveUndoesAPull(t *testing.T) {
 			if err := p.Remove(t.Context(), m.bundle("c")); err != nil {
 				t.Fatal(err)
 			}
-			if left := tree(t, m.bundle("c")); len(left) > 0 {
-				t.Errorf("left in the bundle: %q", left)
+			if left := append(tree(t, m.bundle("c")), mustGlob(t, filepath.Join(m.work, "overlay", "*"))...); len(left) > 0 {
+				t.Errorf("left in the bundle, or of the mount: %q", left)
 			}
 			mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(m.bundle("c")))
 			if err != nil || len(mounts) > 0 {

@@ -47,8 +47,8 @@ func (l *Lease) Rootfs(ctx context.Context, bundle string, layers []ID) error {
 	return l.mount(ctx, target, dirs)
 }
 
-// RemoveRootfs takes back the rootfs of bundle: the overlay mount, whose upper
-// directory the next mount sweeps up, or the merged directory. The bundle stays.
+// RemoveRootfs takes back the rootfs of bundle: the overlay mount with its upper
+// directory, or the merged directory. The bundle stays.
 //
 // Errors: ErrRootfs when something else is mounted there, the cause of ctx.
 func (s *Store) RemoveRootfs(ctx context.Context, bundle string) error {
@@ -65,7 +65,10 @@ func (s *Store) RemoveRootfs(ctx context.Context, bundle string) error {
 	} else {
 		err = removeAll(ctx, target)
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err = errors.Join(err, s.sweep(ctx)); err != nil {
 		return fmt.Errorf("taking %s back: %w", target, err)
 	}
 	return nil
@@ -139,7 +142,11 @@ func occupied(why string) error {
 // merge builds the directory beside target and renames it into place.
 func (l *Lease) merge(ctx context.Context, bundle, target string, dirs []string) error {
 	tmp := filepath.Join(bundle, ".rootfs.new") // may be there from a pull that was killed
-	if err := errors.Join(removeAll(ctx, tmp), os.Mkdir(tmp, 0o700)); err != nil {
+	err := removeAll(ctx, tmp)
+	if err == nil {
+		err = os.Mkdir(tmp, 0o700)
+	}
+	if err != nil {
 		return fmt.Errorf("creating the merged directory: %w", err)
 	}
 	where := tmp
