@@ -19,67 +19,28 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// Members calls each for every member of the JSON object raw in order; equal
-// names are not merged. Values stay encoded and are copies that each may keep
-// and wipe.
-func Members(raw []byte, each func(name string, value json.RawMessage) error) error {
-	if !utf8.Valid(raw) {
-		return errors.New("not UTF-8")
-	}
-	d := json.NewDecoder(bytes.NewReader(raw))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return errors.New("not a JSON object")
-	}
-	for d.More() {
-		t, err := d.Token()
-		if err != nil {
-			return fmt.Errorf("reading a member name: %w", syntax(err))
-		}
-		name, _ := t.(string)
-		var value json.RawMessage
-		if err := d.Decode(&value); err != nil {
-			return fmt.Errorf("reading member %q: %w", podvm.Printable(name, 64), syntax(err))
-		}
-		if err := each(name, value); err != nil {
-			return err
-		}
-	}
-	if _, err := d.Token(); err != nil {
-		return fmt.Errorf("reading the end of the object: %w", syntax(err))
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("data after the JSON object")
-	}
-	return nil
-}
-
-// syntax keeps where the JSON is wrong and drops the decoder's text, which
-// quotes input.
-func syntax(err error) error {
-	var s *json.SyntaxError
-	if errors.As(err, &s) {
-		return fmt.Errorf("not JSON at byte %d", s.Offset)
-	}
-	return errors.New("not JSON, or cut short")
-}
-
 // Object is a JSON object whose names are all different.
 type Object map[string]json.RawMessage
 
+// maxMembers caps an Object: what a member costs exceeds its bytes by far.
+const maxMembers = 4096
+
 // Parse reads raw as an Object. A name that appears twice is an error, so that
-// no two parsers can read one document in two ways.
+// no two parsers can read one document in two ways, and so are more members
+// than 4096.
 func Parse(raw []byte) (Object, error) {
 	o := Object{}
 	err := Members(raw, func(name string, value json.RawMessage) error {
 		if _, seen := o[name]; seen {
 			return fmt.Errorf("member %q appears twice", podvm.Printable(name, 64))
+		}
+		if len(o) == maxMembers {
+			return fmt.Errorf("more than %d members", maxMembers)
 		}
 		o[name] = value
 		return nil
@@ -175,7 +136,7 @@ func Text(v json.RawMessage) (string, error) {
 	}
 	var s string
 	if err := json.Unmarshal(v, &s); err != nil {
-		return "", syntax(err)
+		return "", errJSON // and not the decoder's text, which quotes input
 	}
 	return s, nil
 }

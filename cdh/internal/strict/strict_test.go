@@ -3,8 +3,11 @@ package strict
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"runtime"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 func TestParse(t *testing.T) {
@@ -152,22 +155,67 @@ func TestBase64URL(t *testing.T) {
 	}
 }
 
-func FuzzParse(f *testing.F) {
-	for _, s := range []string{`{}`, `{"a":1}`, `{"a":{"a":[1,"x"]}} `, `{"a":1,"a":2}`, "{\"a\":\"\\ud800\"}", `[`} {
+// FuzzMembers holds Members against encoding/json: it takes the same objects,
+// as long as they are UTF-8, with the same values.
+func FuzzMembers(f *testing.F) {
+	for _, s := range []string{
+		`{}`, `{"a":1}`, `{"a":{"a":[1,"x"]}} `, `{"a":1,"a":2}`, "{\"a\":\"\\ud800\"}", `[`, `{ "a\"" : "\\" , "b":"]}" }`,
+		`{"a":1:2}`, `{"a":1,}`, `{,}`, `{"a"}`, `{"a":}`, `{"a":1]`, `{"a":{]}`, `{"a"x:1}`, `{"a":1 2}`, "{\"a\":\v1}", `{"a":"\"}`, `{}}`,
+	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		o, err := Parse(in)
+		got := map[string]string{}
+		err := Members(in, func(name string, value json.RawMessage) error {
+			got[name] = string(value)
+			return nil
+		})
+		var std map[string]json.RawMessage
+		good := json.Unmarshal(in, &std) == nil && std != nil && utf8.Valid(in)
+		if good != (err == nil) {
+			t.Fatalf("%v, encoding/json takes it: %v", err, good)
+		}
 		if err != nil {
 			return
 		}
-		// What is accepted is a JSON object that the standard parser reads
-		// as having the same number of members.
-		var std map[string]any
-		if err := json.Unmarshal(in, &std); err != nil || len(std) != len(o) {
-			t.Fatalf("%d members, encoding/json: %d, %v", len(o), len(std), err)
+		for name, v := range std {
+			if got[name] != string(v) {
+				t.Fatalf("member %q is %q, encoding/json: %q", name, got[name], v)
+			}
+		}
+		if len(got) != len(std) {
+			t.Fatalf("%d members, encoding/json: %d", len(got), len(std))
 		}
 	})
+}
+
+func TestMembersLeavesNoCopies(t *testing.T) {
+	raw := []byte(`{"key":"` + strings.Repeat("A", 1<<20) + `"}`)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := Parse(raw); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20+1<<17 {
+		t.Errorf("%d bytes were allocated for a value of 1 MiB", n)
+	}
+}
+
+func TestMembersAreCapped(t *testing.T) {
+	object := func(n int) []byte {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `,"%x":0`, i)
+		}
+		return []byte("{" + b.String()[1:] + "}")
+	}
+	if o, err := Parse(object(maxMembers)); err != nil || len(o) != maxMembers {
+		t.Errorf("%d members, %v", len(o), err)
+	}
+	if _, err := Parse(object(maxMembers + 1)); err == nil || !strings.Contains(err.Error(), "more than 4096 members") {
+		t.Error(err)
+	}
 }
 
 func TestSecretReadsWhatTextAndBase64Read(t *testing.T) {
