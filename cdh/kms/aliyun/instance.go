@@ -132,7 +132,7 @@ func call(ctx context.Context, client *wire.Client, id string, env wire.Env, key
 		},
 		Again: func(r *wire.Response) bool {
 			code, _ := serviceError(r.Body)
-			return r.Status != http.StatusOK && throttled(code)
+			return throttled(code)
 		},
 	})
 	if err != nil {

@@ -89,7 +89,7 @@ func (p *regional) Secret(ctx context.Context, name string, annotations wire.Obj
 		},
 		Again: func(r *wire.Response) bool {
 			code, _ := apiError(r.Body)
-			return r.Status != http.StatusOK && throttled(code)
+			return throttled(code)
 		},
 	})
 	if err != nil {

@@ -182,8 +182,8 @@ type Request struct {
 	Body    []byte
 	// Sign, when not nil, completes each try, whose body is Body.
 	Sign func(*http.Request) error
-	// Again, when not nil, tells whether an answer beside 429 and 5xx is worth
-	// another try.
+	// Again, when not nil, tells whether an answer beside 200, 429 and 5xx is
+	// worth another try.
 	Again func(*Response) bool
 }
 

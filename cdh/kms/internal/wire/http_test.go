@@ -61,6 +61,10 @@ func TestTriesAndTheirNumber(t *testing.T) {
 		"429 and 503 then":   {answer: status(429, 503, 200), status: 200, tries: 3},
 		"503 for good":       {answer: status(503), status: 503, tries: 3},
 		"the provider's 412": {answer: status(412, 200), again: func(r *Response) bool { return r.Status == 412 }, status: 200, tries: 2},
+		"well, unread": {
+			answer: status(200), status: 200, tries: 1, // what it brought is the provider's alone, copies and all
+			again: func(*Response) bool { t.Error("an answer of 200 was looked at"); return true },
+		},
 		"a redirect": {
 			answer: func(_ int, w http.ResponseWriter) { w.Header().Set("Location", "/elsewhere"); w.WriteHeader(307) },
 			is:     ErrService, tries: 1,

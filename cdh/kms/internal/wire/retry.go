@@ -42,7 +42,7 @@ func (c *Client) again(r Request, resp *Response, err error, try int) (time.Dura
 		}
 		return wait, true
 	}
-	return wait, r.Again != nil && r.Again(resp)
+	return wait, resp.Status != http.StatusOK && r.Again != nil && r.Again(resp)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
