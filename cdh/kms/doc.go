@@ -57,9 +57,10 @@
 //
 //	aws      credential.json            {"access_key_id": "AKIA…", "secret_access_key": "…", "session_token": null}
 //	vault    credential.json            {"address": "https://vault.example:8200", "token": "hvs.…"}, or in place of
-//	                                    the token "role_id" and "secret_id" of an AppRole (and, if not the
-//	                                    usual ones, its "approle_mount" and "namespace"); "ca": PEM certificates
-//	                                    to trust beside the system's
+//	                                    the token "role_id" and "secret_id" of an AppRole, with its "approle_mount"
+//	                                    if not "approle" and its "namespace" if it has one, which that of the
+//	                                    settings does not replace; "ca": PEM certificates to trust beside the
+//	                                    system's
 //	aliyun   clientKey_ID.json, password_ID.json, PrivateKmsCA_INSTANCE.pem; ecsRamRole.json; the file of
 //	                                    token_path, AK:SK:STS, which may be anywhere below .../cdh/kbs
 //	azure    credential.json            {"tenant_id": "…", "client_id": "…", "client_secret": "…"} with client_secret

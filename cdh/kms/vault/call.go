@@ -28,9 +28,6 @@ func (c *client) call(ctx context.Context, method, path string, in any, read fun
 		return nil, podvm.Explain(fmt.Errorf("%w: the credential is for %s, not for %s", wire.ErrSettings, cred.address, podvm.Printable(c.address, 200)),
 			"the Vault address in the provider settings is not the one the credential is for")
 	}
-	if !cred.hasNamespace {
-		cred.namespace = c.namespace
-	}
 	server := server{http: c.env.HTTP, address: cred.address}
 	if cred.ca != "" {
 		if server.http, err = server.http.Trusting([]byte(cred.ca)); err != nil {

@@ -16,14 +16,13 @@ import (
 const CredentialFile = "credential.json"
 
 type credential struct {
-	address      string
-	token        podvm.Secret // empty with an AppRole
-	role         string
-	secret       podvm.Secret // empty when the role asks for none
-	roleMount    string
-	namespace    string // "" when hasNamespace is false
-	hasNamespace bool
-	ca           string
+	address   string
+	token     podvm.Secret // empty with an AppRole
+	role      string
+	secret    podvm.Secret // empty when the role asks for none
+	roleMount string
+	namespace string // of the login, "" for none
+	ca        string
 }
 
 func (c *credential) wipe() {
@@ -50,7 +49,7 @@ func parseCredential(raw []byte) (*credential, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &credential{hasNamespace: o.Has("namespace")}
+	c := &credential{}
 	if c.address, err = o.Text("address"); err != nil {
 		return nil, err
 	}

@@ -5,8 +5,9 @@
 //
 // Trust: settings, annotations, key names and paths are hostile, and a token is
 // worth as much as its policies. So the credential file says which server it is
-// for, and settings that name another are refused; and what becomes part of a
-// path is held to forms that cannot leave their place in it.
+// for, and settings that name another are refused; it alone says where in the
+// server an AppRole logs in; and what becomes part of a path is held to forms that
+// cannot leave their place in it.
 //
 // Logins of an AppRole are kept in memory until their lease ends. It revokes
 // none, renews none and unwraps no wrapped responses.
