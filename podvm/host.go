@@ -133,14 +133,26 @@ func ReadFileMax(path string, limit int64) ([]byte, error) {
 }
 
 // ReadMax reads r to its end. A stream longer than limit bytes is ErrTooLarge
-// and nothing of it is returned.
+// and nothing of it is returned. No copy stays behind in memory, as io.ReadAll
+// leaves them: what was read may be a key, which the caller wipes.
 func ReadMax(r io.Reader, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err != nil {
-		return nil, err
+	b := make([]byte, 0, min(limit+1, 512))
+	for {
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		switch {
+		case int64(len(b)) > limit:
+			clear(b)
+			return nil, fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit)
+		case err == io.EOF:
+			return b, nil
+		case err != nil:
+			clear(b)
+			return nil, err
+		case len(b) == cap(b):
+			more := append(make([]byte, 0, min(limit+1, 2*int64(cap(b)))), b...)
+			clear(b)
+			b = more
+		}
 	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit)
-	}
-	return b, nil
 }

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 func TestSecretNeverPrints(t *testing.T) {
@@ -101,5 +103,49 @@ func TestHostFromEnv(t *testing.T) {
 	if h := HostFromEnv(); !h.Simulated() || h.Path("/dev/x") != "/tmp/m/dev/x" || h.MetadataURL("/a") != "http://127.0.0.1:1/a" ||
 		h.ECSMetadataURL("/a") != "http://127.0.0.1:1/a" {
 		t.Errorf("on a simulated machine: %+v", h)
+	}
+}
+
+// spy remembers the memory it read into.
+type spy struct {
+	from io.Reader
+	into [][]byte
+}
+
+func (s *spy) Read(b []byte) (int, error) {
+	s.into = append(s.into, b)
+	return s.from.Read(b)
+}
+
+func TestReadMax(t *testing.T) {
+	broken := errors.New("broken")
+	for name, tt := range map[string]struct {
+		from  io.Reader
+		limit int64
+		want  int // bytes
+		is    error
+	}{
+		"nothing":            {strings.NewReader(""), 0, 0, nil},
+		"as much as fits":    {strings.NewReader(strings.Repeat("x", 4000)), 4000, 4000, nil},
+		"more than fits":     {strings.NewReader(strings.Repeat("x", 4001)), 4000, 0, ErrTooLarge},
+		"far more":           {strings.NewReader(strings.Repeat("x", 1<<20)), 700, 0, ErrTooLarge},
+		"one where none may": {strings.NewReader("x"), 0, 0, ErrTooLarge},
+		"byte by byte":       {iotest.OneByteReader(strings.NewReader(strings.Repeat("x", 3000))), 1 << 20, 3000, nil},
+		"data beside EOF":    {iotest.DataErrReader(strings.NewReader(strings.Repeat("x", 600))), 600, 600, nil},
+		"a stream that ends": {io.MultiReader(strings.NewReader(strings.Repeat("x", 2000)), iotest.ErrReader(broken)), 4000, 0, broken},
+		"an end within":      {io.MultiReader(strings.NewReader("x"), iotest.ErrReader(fmt.Errorf("cut: %w", io.EOF))), 4000, 0, io.EOF},
+	} {
+		s := &spy{from: tt.from}
+		b, err := ReadMax(s, tt.limit)
+		if !errors.Is(err, tt.is) || string(b) != strings.Repeat("x", tt.want) {
+			t.Errorf("%s: %d bytes, %v, want %d, %v", name, len(b), err, tt.want, tt.is)
+		}
+		Secret(b).Wipe()
+		for _, b := range s.into {
+			if strings.Contains(string(b), "x") {
+				t.Errorf("%s: a copy stays behind", name)
+				break
+			}
+		}
 	}
 }
