@@ -9,12 +9,11 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
-	"os"
 	"path"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/sealpod/sealpod/cdh/internal/confined"
 	"github.com/sealpod/sealpod/cdh/internal/strict"
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -82,29 +81,11 @@ func CredentialDir(host podvm.Host, provider string) Dir {
 
 // Read implements Files.
 func (d Dir) Read(name string) (podvm.Secret, error) {
-	b, err := d.read(name)
+	b, err := confined.Read(string(d), name, maxCredential)
 	if err != nil {
 		return nil, Credential(name, err)
 	}
 	return b, nil
-}
-
-func (d Dir) read(name string) (podvm.Secret, error) {
-	root, err := os.OpenRoot(string(d))
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close() //nolint:errcheck // a directory, nothing to flush
-	// Without O_NONBLOCK a pipe in place of a file would hold up the call.
-	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(errors.New("not a regular file"), err)
-	}
-	return podvm.ReadMax(f, maxCredential)
 }
 
 // Content is a file of the owner's that Read returns under every name.
