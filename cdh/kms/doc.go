@@ -63,7 +63,8 @@
 //	                                    system's
 //	aliyun   clientKey_ID.json, password_ID.json, PrivateKmsCA_INSTANCE.pem; ecsRamRole.json; the file of
 //	                                    token_path, AK:SK:STS, which may be anywhere below .../cdh/kbs
-//	azure    credential.json            {"tenant_id": "…", "client_id": "…", "client_secret": "…"} with client_secret
+//	azure    credential.json            {"tenant_id": "…", "client_id": "…", "client_secret": "…"} with client_secret;
+//	                                    outside the public cloud "authority", as in "login.chinacloudapi.cn"
 //
 // # The way to the services
 //

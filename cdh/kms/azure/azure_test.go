@@ -190,15 +190,16 @@ func TestUnusableCredentials(t *testing.T) {
 		is      error
 		cause   string
 	}{
-		"absent":           {"", wire.ErrCredential, CredentialFile},
-		"not JSON":         {"app-1:hush", wire.ErrCredential, CredentialFile},
-		"no tenant":        {`{"client_id":"a","client_secret":"hush"}`, wire.ErrCredential, CredentialFile},
-		"no id":            {`{"tenant_id":"t","client_secret":"hush"}`, wire.ErrCredential, CredentialFile},
-		"an empty secret":  {`{"tenant_id":"t","client_id":"a","client_secret":""}`, wire.ErrCredential, CredentialFile},
-		"tenant elsewhere": {`{"tenant_id":"../x","client_id":"a","client_secret":"hush"}`, wire.ErrCredential, CredentialFile},
-		"tenant of dots":   {`{"tenant_id":"a..b","client_id":"a","client_secret":"hush"}`, wire.ErrCredential, CredentialFile},
-		"a wrong secret":   {strings.Replace(credFile, password, "hush", 1), wire.ErrService, "invalid_client: AADSTS7000215"},
-		"a wrong tenant":   {strings.Replace(credFile, tenant, "acme.onmicrosoft.com", 1), wire.ErrService, "invalid_request"},
+		"absent":            {"", wire.ErrCredential, CredentialFile},
+		"not JSON":          {"app-1:hush", wire.ErrCredential, CredentialFile},
+		"no tenant":         {`{"client_id":"a","client_secret":"hush"}`, wire.ErrCredential, CredentialFile},
+		"no id":             {`{"tenant_id":"t","client_secret":"hush"}`, wire.ErrCredential, CredentialFile},
+		"an empty secret":   {`{"tenant_id":"t","client_id":"a","client_secret":""}`, wire.ErrCredential, CredentialFile},
+		"tenant elsewhere":  {`{"tenant_id":"../x","client_id":"a","client_secret":"hush"}`, wire.ErrCredential, CredentialFile},
+		"another authority": {strings.Replace(credFile, "}", `,"authority":1}`, 1), wire.ErrCredential, CredentialFile},
+		"tenant of dots":    {`{"tenant_id":"a..b","client_id":"a","client_secret":"hush"}`, wire.ErrCredential, CredentialFile},
+		"a wrong secret":    {strings.Replace(credFile, password, "hush", 1), wire.ErrService, "invalid_client: AADSTS7000215"},
+		"a wrong tenant":    {strings.Replace(credFile, tenant, "acme.onmicrosoft.com", 1), wire.ErrService, "invalid_request"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newCloud(t)
@@ -213,6 +214,28 @@ func TestUnusableCredentials(t *testing.T) {
 				t.Error("the vault was asked")
 			}
 		})
+	}
+}
+
+// TestPasswordGoesOnlyToTheCloudOfItsCredential: logins in China and of the US
+// government are other companies and other machines.
+func TestPasswordGoesOnlyToTheCloudOfItsCredential(t *testing.T) {
+	a := newCloud(t, func(c *kmstest.Config) {
+		c.Names = []string{"login.microsoftonline.com", "login.chinacloudapi.cn", "login.microsoftonline.us", "*.vault.azure.cn"}
+	})
+	settings := func(domain string) string { return strings.Replace(csSets, "vault.azure.net", domain, 1) }
+	for _, domain := range []string{"vault.azure.cn", "managedhsm.azure.cn", "vault.usgovcloudapi.net", "managedhsm.usgovcloudapi.net"} {
+		got, err := a.open(t, settings(domain)).Secret(t.Context(), "db", nil)
+		fails(t, got, err, wire.ErrSettings, "another cloud")
+	}
+	a.Write(t, CredentialFile, []byte(strings.Replace(credFile, "}", `,"authority":"login.chinacloudapi.cn"}`, 1)))
+	got, err := a.open(t, csSets).Secret(t.Context(), "db", nil)
+	fails(t, got, err, wire.ErrSettings, "another cloud")
+	if n := a.Requests.Load(); n != 0 {
+		t.Errorf("%d requests", n)
+	}
+	if got, err := a.open(t, settings("vault.azure.cn")).Secret(t.Context(), "db", nil); err != nil || string(got) != "s3cret <current>" {
+		t.Errorf("%q, %v", []byte(got), err)
 	}
 }
 

@@ -21,7 +21,7 @@ func FuzzToken(f *testing.F) {
 func FuzzCredential(f *testing.F) {
 	f.Add([]byte(credFile))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		if tenant, _, err := parseCredential(raw); err == nil && (tenant == "" || strings.ContainsAny(tenant, "/?#%") || strings.Contains(tenant, "..")) {
+		if _, tenant, _, err := parseCredential(raw); err == nil && (tenant == "" || strings.ContainsAny(tenant, "/?#%") || strings.Contains(tenant, "..")) {
 			t.Fatalf("%q", tenant)
 		}
 	})

@@ -23,7 +23,9 @@ const (
 )
 
 // CredentialFile is the name of the credential file for client_type
-// client_secret, a JSON object with tenant_id, client_id and client_secret.
+// client_secret, a JSON object with tenant_id, client_id and client_secret, and,
+// outside the public cloud, with authority: the host that logins go to, as in
+// "login.chinacloudapi.cn".
 const CredentialFile = "credential.json"
 
 // Names of services for people.
@@ -76,7 +78,8 @@ func (m *managedIdentity) fetch(ctx context.Context) (podvm.Secret, time.Duratio
 	})
 }
 
-// clientSecret is a registered application with a password.
+// clientSecret is a registered application with a password, which is for one
+// cloud only.
 type clientSecret struct {
 	env   wire.Env
 	place place
@@ -88,9 +91,12 @@ func (c *clientSecret) prepare() (wire.TokenKey, fetchFunc, error) {
 		return wire.TokenKey{}, nil, err
 	}
 	defer raw.Wipe()
-	tenant, form, err := parseCredential(raw)
+	authority, tenant, form, err := parseCredential(raw)
 	if err != nil {
 		return wire.TokenKey{}, nil, wire.Credential(CredentialFile, err)
+	}
+	if authority != c.place.authority {
+		return wire.TokenKey{}, nil, wire.Settings(errors.New("the vault is in another cloud than the credential"))
 	}
 	form.Set("scope", c.place.resource()+"/.default")
 	body := []byte(form.Encode())
@@ -107,19 +113,22 @@ func (c *clientSecret) prepare() (wire.TokenKey, fetchFunc, error) {
 }
 
 // parseCredential reads a credential file. The tenant becomes part of a URL.
-func parseCredential(raw []byte) (tenant string, form url.Values, err error) {
+func parseCredential(raw []byte) (authority, tenant string, form url.Values, err error) {
 	o, err := strict.Parse(raw)
 	if err != nil {
-		return "", nil, err
+		return "", "", nil, err
+	}
+	if authority, err = o.TextOr("authority", publicAuthority); err != nil {
+		return "", "", nil, err
 	}
 	form = url.Values{"grant_type": {"client_credentials"}}
 	for _, name := range []string{"client_id", "client_secret"} {
 		text, err := o.Text(name)
 		if err != nil {
-			return "", nil, err
+			return "", "", nil, err
 		}
 		if text == "" {
-			return "", nil, fmt.Errorf("member %q is empty", name)
+			return "", "", nil, fmt.Errorf("member %q is empty", name)
 		}
 		form.Set(name, text)
 	}
@@ -129,7 +138,7 @@ func parseCredential(raw []byte) (tenant string, form url.Values, err error) {
 			err = errors.New(`member "tenant_id": want a UUID or a domain name`)
 		}
 	}
-	return tenant, form, err
+	return authority, tenant, form, err
 }
 
 // ask makes a request for a token and reads the answer.

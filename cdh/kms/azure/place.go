@@ -8,14 +8,17 @@ import (
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
 )
 
+// publicAuthority is the host that logins to the public cloud go to.
+const publicAuthority = "login.microsoftonline.com"
+
 // clouds are the domains of Key Vault and of Managed HSM, each with the host that
 // logins go to.
 // Source: Microsoft, "Azure Key Vault keys, secrets and certificates overview"
 // (DNS suffixes); azure-sdk-for-go sdk/azcore/cloud/cloud.go (authority hosts);
 // azure-cli src/azure-cli-core/azure/cli/core/cloud.py (Managed HSM suffixes).
 var clouds = []struct{ domain, authority string }{
-	{"vault.azure.net", "login.microsoftonline.com"},
-	{"managedhsm.azure.net", "login.microsoftonline.com"},
+	{"vault.azure.net", publicAuthority},
+	{"managedhsm.azure.net", publicAuthority},
 	{"vault.azure.cn", "login.chinacloudapi.cn"},
 	{"managedhsm.azure.cn", "login.chinacloudapi.cn"},
 	{"vault.usgovcloudapi.net", "login.microsoftonline.us"},

@@ -123,7 +123,7 @@ func (a *azureCloud) metadata(w http.ResponseWriter, r *http.Request) {
 func (a *azureCloud) handle(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if r.Host == "login.microsoftonline.com" {
+	if strings.HasPrefix(r.Host, "login.") {
 		a.entra(w, r)
 		return
 	}
