@@ -118,9 +118,15 @@ func absolute(p string) error {
 	return nil
 }
 
-// digest tells requests apart. Flags do not count, nobody reads them.
+// digest tells requests apart. Flags do not count, nobody reads them, nor does
+// sourceType where there is a key: a caller that said empty says encrypted of the
+// same volume later, because it looks at the device.
 func digest(req Request) string {
-	raw, err := json.Marshal([]any{req.VolumeType, req.Options, path.Clean(req.MountPoint)}) // maps are sorted
+	o := maps.Clone(req.Options)
+	if o["key"] != "" {
+		delete(o, "sourceType")
+	}
+	raw, err := json.Marshal([]any{req.VolumeType, o, path.Clean(req.MountPoint)}) // maps are sorted
 	if err != nil {
 		return "" // strings always marshal
 	}

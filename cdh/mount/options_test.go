@@ -266,8 +266,14 @@ func TestDigestTellsRequestsApart(t *testing.T) {
 	if digest(a) != digest(same) {
 		t.Error("equal requests differ")
 	}
+	keyed := Request{VolumeType: "block-device", Options: with(luksOptions, "key=a"), MountPoint: "/mnt"}
+	later := Request{VolumeType: "block-device", Options: with(luksOptions, "key=a", "sourceType=encrypted"), MountPoint: "/mnt"}
+	if digest(keyed) != digest(later) {
+		t.Error("a volume with a key is another one once it is made")
+	}
 	for _, b := range []Request{
-		{VolumeType: "block-device", Options: with(luksOptions, "key=a"), MountPoint: "/mnt"},
+		keyed,
+		{VolumeType: "block-device", Options: with(luksOptions, "sourceType=encrypted"), MountPoint: "/mnt"},
 		{VolumeType: "block-device", Options: luksOptions, MountPoint: "/mnt2"},
 		{VolumeType: "x", Options: luksOptions, MountPoint: "/mnt"},
 	} {

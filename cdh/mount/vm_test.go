@@ -59,6 +59,10 @@ func TestVMBeforeRebootVolumesWithAKey(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(req.MountPoint, "file"), []byte("precious"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		// A forwarder that starts again finds a header.
+		if err := m.Mount(t.Context(), volumes("encrypted")[name]); err != nil {
+			t.Errorf("the same again: %v", err)
+		}
 	}
 	unix.Sync() // and then the power goes
 }

@@ -24,10 +24,9 @@ const dataOffset = 16 << 20
 const ephemeralHeader = 2*minHeaderSize + 512<<10
 
 // passphrase is how a key that may be a pass phrase is stretched: as RFC 9106, §4,
-// recommends where memory is scarce, as it is in small pod VMs, with one pass more
-// because cryptsetup wants four; left alone it
-// takes up to 1 GiB. It is fixed, because what cryptsetup measures on a busy
-// machine may be weak.
+// recommends where memory is scarce, as in small pod VMs, with one pass more
+// because cryptsetup wants four. Left alone it takes up to 1 GiB. The cost is
+// fixed, because what cryptsetup measures on a busy machine may be weak.
 var passphrase = []string{"--pbkdf", "argon2id", "--pbkdf-memory", "65536", "--pbkdf-force-iterations", "4", "--pbkdf-parallel", "4"}
 
 // formatArgs says how volumes are made. The order is upstream's, with the
@@ -163,7 +162,7 @@ func (d *Driver) activate(ctx context.Context, v *Volume, area []byte, key podvm
 
 // createHeader makes the file cryptsetup finds a header in.
 func (d *Driver) createHeader(path string) (*os.File, error) {
-	err := os.MkdirAll(filepath.Dir(path), 0o700)
+	err := tool.PrivateDir(filepath.Dir(path))
 	if err == nil {
 		var f *os.File
 		if f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err == nil {

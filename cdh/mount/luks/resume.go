@@ -134,7 +134,7 @@ func (d *Driver) close(ctx context.Context, name string) error {
 		var exit *tool.ExitError
 		return errors.As(err, &exit) && exit.Code == inUse
 	}
-	err := tool.Retry(ctx, busy, func() error {
+	err := tool.Retry(ctx, 200*time.Millisecond, busy, func() error {
 		_, err := d.run.Run(ctx, nil, "cryptsetup", "close", name)
 		return err
 	})

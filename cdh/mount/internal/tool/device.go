@@ -7,16 +7,23 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sealpod/sealpod/podvm"
 )
 
+// PrivateDir makes a directory for this user alone, in ones that others may look
+// into.
+func PrivateDir(path string) error {
+	return errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.MkdirAll(path, 0o700))
+}
+
 // Lock keeps every other holder of the file path out, in any process, until
 // unlock or death. The file and its directory are made if missing, and stay.
 func Lock(ctx context.Context, path string) (unlock func(), err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := PrivateDir(filepath.Dir(path)); err != nil {
 		return nil, Explain("preparing a lock", err, "the state of the volume cannot be kept")
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -24,7 +31,7 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 		return nil, Explain("preparing a lock", err, "the state of the volume cannot be kept")
 	}
 	busy := func(err error) bool { return errors.Is(err, unix.EWOULDBLOCK) }
-	if err := Retry(ctx, busy, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
+	if err := Retry(ctx, 10*time.Millisecond, busy, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
 		f.Close()
 		return nil, podvm.Explain(fmt.Errorf("waiting for another request: %w", err), "another request for the same volume is still running")
 	}

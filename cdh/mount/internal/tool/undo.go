@@ -41,11 +41,11 @@ func (u Undo) OnError(ctx context.Context, err *error) {
 	}
 }
 
-// Retry calls f until it does not return unix.EBUSY, with a pause that grows to
-// 200 ms, at most until ctx ends: a device or mount that was used just now is
-// let go a moment later.
-func Retry(ctx context.Context, busy func(error) bool, f func() error) error {
-	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+// Retry calls f as long as it returns an error that is busy, with pauses that
+// grow to the longest, at most until ctx ends: what was used just now is let go a
+// moment later.
+func Retry(ctx context.Context, longest time.Duration, busy func(error) bool, f func() error) error {
+	for pause := time.Millisecond; ; pause = min(2*pause, longest) {
 		err := f()
 		if err == nil || !busy(err) {
 			return err
