@@ -2,8 +2,8 @@ package aliyun
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
@@ -39,11 +39,17 @@ func open(env wire.Env, settings wire.Object) (wire.Provider, error) {
 	return nil, errors.New(`member "client_type" is none of client_key, ecs_ram_role, sts_token`)
 }
 
-// label returns the member name, which becomes part of a host name.
-func label(o wire.Object, name string) (string, error) {
-	s, err := o.Text(name)
-	if err == nil && !isLabel(s) {
-		return "", fmt.Errorf("member %q: want letters, digits and hyphens", name)
+// regionForm is that of the id of a region: a country or a part of the world
+// comes first. Other labels before aliyuncs.com belong to customers: below
+// oss-cn-beijing are buckets, of which one can be called kms.
+// Source: Alibaba Cloud, KMS "Endpoints"; OSS "Bucket naming conventions".
+var regionForm = regexp.MustCompile(`^[a-z]{2}(-[a-z0-9]{1,20}){1,4}$`)
+
+// regionID returns the member region_id, which becomes part of a host name.
+func regionID(o wire.Object) (string, error) {
+	s, err := o.Text("region_id")
+	if err == nil && !regionForm.MatchString(s) {
+		return "", errors.New(`member "region_id": want a region such as cn-beijing`)
 	}
 	return s, err
 }

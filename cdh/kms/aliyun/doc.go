@@ -9,8 +9,8 @@
 // machine's metadata service) read secrets at the endpoint of a region, which
 // the RPC-style API with its HMAC-SHA1 signatures serves; these cannot decrypt.
 //
-// Trust: settings, annotations and answers are hostile. Host names are made of
-// letters, digits and hyphens of a setting and a suffix of Alibaba Cloud, files
+// Trust: settings, annotations and answers are hostile. Host names are made of an
+// instance or a region, in their own forms, and a suffix of Alibaba Cloud; files
 // are read below the directories of credentials only. The metadata service
 // belongs to the host, whose credentials open no more than the host gave them.
 //

@@ -19,9 +19,12 @@ type instance struct {
 }
 
 func newInstance(env wire.Env, settings wire.Object) (*instance, error) {
-	id, err := label(settings, "kms_instance_id")
+	id, err := settings.Text("kms_instance_id")
 	if err != nil {
 		return nil, err
+	}
+	if !isLabel(id) {
+		return nil, errors.New(`member "kms_instance_id": want letters, digits and hyphens`)
 	}
 	keyID, err := settings.Text("client_key_id")
 	if err != nil {

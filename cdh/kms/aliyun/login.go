@@ -24,7 +24,7 @@ type stsToken struct {
 }
 
 func newSTSToken(env wire.Env, settings wire.Object) (*regional, error) {
-	region, err := label(settings, "region_id")
+	region, err := regionID(settings)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func (e *ecsRole) role() (role, region string, err error) {
 		err = errors.New(`member "ecs_ram_role_name" is not the name of a role`)
 	}
 	if err == nil {
-		region, err = label(o, "region_id")
+		region, err = regionID(o)
 	}
 	if err != nil {
 		return "", "", wire.Credential(name, err)

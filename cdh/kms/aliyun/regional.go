@@ -15,7 +15,7 @@ import (
 
 // login is a temporary identity and the region it is used in.
 type login struct {
-	region string // a label
+	region string // of regionForm
 	id     string // access key id
 	secret podvm.Secret
 	token  string // security token of the session

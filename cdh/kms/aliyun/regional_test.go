@@ -178,6 +178,30 @@ func TestTokenBesideOtherCredentials(t *testing.T) {
 	}
 }
 
+// TestBucketIsNoRegion: kms.oss-cn-beijing.aliyuncs.com is the bucket "kms" of
+// whoever has it. Its owner may read requests in its logs, and a signature over a
+// query does not say for which host it is.
+func TestBucketIsNoRegion(t *testing.T) {
+	c, _ := region(t, role)
+	for _, name := range []string{
+		"oss-cn-beijing", "oss-cn-beijing-internal", "oss-accelerate", "vpc100-oss-cn-beijing", "s3-cn-beijing", "cn", "cn-", "cn--beijing",
+		"cr-abc.cn-beijing", "CN-beijing", "1a-x", "",
+	} {
+		p, err := New(c.Env)(object(t, strings.Replace(stsSettings, "cn-beijing", name, 1)))
+		if p != nil {
+			t.Errorf("%s: opened", name)
+		}
+		fails(t, nil, err, wire.ErrSettings, `"region_id"`)
+	}
+	for _, name := range []string{
+		"cn-beijing", "cn-hongkong", "ap-southeast-1", "us-west-1", "eu-central-1", "me-east-1", "cn-shanghai-finance-1", "cn-north-2-gov-1", "cn-heyuan-acdr-1",
+	} {
+		if _, err := New(c.Env)(object(t, strings.Replace(stsSettings, "cn-beijing", name, 1))); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestOnlyClientKeysDecrypt(t *testing.T) {
 	c, _ := region(t, role)
 	for _, settings := range []string{stsSettings, ecsSettings} {
