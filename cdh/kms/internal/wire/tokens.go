@@ -59,6 +59,7 @@ type Token struct {
 type place struct {
 	turn  chan struct{} // holds an element while somebody does
 	tries atomic.Int64  // that came to an end
+	holds atomic.Bool   // a token, be it an old one
 
 	token   Token // without a Value if there is none
 	renewAt time.Time
@@ -67,8 +68,8 @@ type place struct {
 
 // Get returns a token other than refused: one that is kept, while it lives, or
 // what fetch brings, with its life. Callers who need the same one at the same
-// time wait for one fetch and share what comes of it; when its caller gives up,
-// the next one tries.
+// time wait for one fetch and share what comes of it; when its caller gives up, or
+// fails without the time that all tries take, the next one tries.
 //
 // Errors: ErrUnreachable when ctx ends, and those of fetch.
 func (t *Tokens) Get(ctx context.Context, key TokenKey, refused podvm.Secret, fetch func(context.Context) (podvm.Secret, time.Duration, error)) (Token, error) {
@@ -86,12 +87,15 @@ func (t *Tokens) Get(ctx context.Context, key TokenKey, refused podvm.Secret, fe
 	if at.err != nil && at.tries.Load() != before {
 		return Token{}, at.err
 	}
+	end, hurried := ctx.Deadline()
+	hurried = hurried && time.Until(end) < totalTimeout
 	start := t.now()
 	value, life, err := fetch(ctx)
-	if err != nil && ctx.Err() != nil {
+	if err != nil && (hurried || ctx.Err() != nil) {
 		return Token{}, err // which is nobody else's
 	}
 	at.tries.Add(1)
+	at.holds.Store(err == nil)
 	at.token.Value.Wipe()
 	at.token, at.err = Token{value, start}, err
 	at.renewAt = start.Add(life - min(life/5, renewBefore))
@@ -106,11 +110,14 @@ func (t *Tokens) find(key TokenKey) *place {
 	if at := t.byID[key]; at != nil {
 		return at
 	}
-	for k := range t.byID {
-		if len(t.byID) < maxTokens {
-			break
+	if len(t.byID) >= maxTokens {
+		var last TokenKey
+		for k, at := range t.byID {
+			if last = k; !at.holds.Load() { // rather one that nothing came of
+				break
+			}
 		}
-		delete(t.byID, k) // any
+		delete(t.byID, last)
 	}
 	at := &place{turn: make(chan struct{}, 1)}
 	t.byID[key] = at

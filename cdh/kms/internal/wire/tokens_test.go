@@ -115,6 +115,54 @@ func TestCallerWhoGivesUpLeavesTheLoginToTheNext(t *testing.T) {
 	})
 }
 
+// TestCallerInAHurryKeepsItsFailure: without the time for every try it fails where
+// others would not.
+func TestCallerInAHurryKeepsItsFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{life: time.Hour, err: ErrUnreachable}
+		tokens := NewTokens(time.Now)
+		first, second := make(chan error, 1), make(chan error, 1)
+		get := func(limit time.Duration, done chan<- error) {
+			ctx, cancel := context.WithTimeout(t.Context(), limit)
+			defer cancel()
+			_, err := tokens.Get(ctx, TokenKey{}, nil, func(ctx context.Context) (podvm.Secret, time.Duration, error) {
+				defer func() { i.err = nil }() // the service is back
+				return i.fetch(ctx)
+			})
+			done <- err
+		}
+		go get(2*time.Second, first)
+		synctest.Wait()
+		go get(45*time.Second, second)
+		if err := <-first; !errors.Is(err, ErrUnreachable) {
+			t.Error(err)
+		}
+		if err := <-second; err != nil {
+			t.Errorf("who had time: %v", err)
+		}
+	})
+}
+
+// TestLoginsThatFailKeepNoPlace: whoever asks as many who do not exist does not
+// make the one who does log in again.
+func TestLoginsThatFailKeepNoPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		good, bad := &issuer{life: time.Hour}, &issuer{err: ErrService}
+		tokens := NewTokens(time.Now)
+		for i := range 10 * maxTokens {
+			if _, err := tokens.Get(t.Context(), KeyOf([]byte("good")), nil, good.fetch); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tokens.Get(t.Context(), KeyOf([]byte("bad"), []byte{byte(i)}), nil, bad.fetch); !errors.Is(err, ErrService) {
+				t.Fatal(err)
+			}
+		}
+		if good.n != 1 {
+			t.Errorf("%d logins", good.n)
+		}
+	})
+}
+
 func TestTokensDoNotPileUp(t *testing.T) {
 	tokens := NewTokens(time.Now)
 	for i := range 3 * maxTokens {
