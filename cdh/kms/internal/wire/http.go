@@ -29,6 +29,7 @@ const (
 	headerTimeout  = 10 * time.Second // request sent to response headers
 	maxHeaders     = 64 << 10         // bytes
 	maxBody        = 1 << 20          // bytes of an answer
+	maxIdle        = 16               // connections kept open, of all hosts
 	maxRoots       = 16               // clients for CAs of their own that are kept
 )
 
@@ -99,6 +100,7 @@ func newClient(cfg ClientConfig, proxy func(*url.URL) (*url.URL, error)) *Client
 		TLSHandshakeTimeout:    connectTimeout,
 		ResponseHeaderTimeout:  headerTimeout,
 		IdleConnTimeout:        30 * time.Second,
+		MaxIdleConns:           maxIdle,
 		MaxIdleConnsPerHost:    2,
 		MaxConnsPerHost:        16,
 		MaxResponseHeaderBytes: maxHeaders,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -194,6 +196,39 @@ func TestNoCookiesAndNoTransparentDecompression(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestConnectionsDoNotPileUp: settings name as many hosts as they like.
+func TestConnectionsDoNotPileUp(t *testing.T) {
+	s := serve(t, func(http.ResponseWriter, *http.Request) {})
+	var open atomic.Int64
+	c := client(t, ClientConfig{Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, s.Listener.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		open.Add(1)
+		return counted{conn, sync.OnceFunc(func() { open.Add(-1) })}, nil
+	}})
+	for i := range 5 * maxIdle {
+		if _, err := c.Do(t.Context(), Request{Service: "X", Method: "GET", URL: fmt.Sprintf("http://host-%d.example", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := open.Load(); n > maxIdle {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// counted tells when it is closed.
+type counted struct {
+	net.Conn
+	closed func()
+}
+
+func (c counted) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 func TestProxyOfTheEnvironment(t *testing.T) {
