@@ -12,10 +12,10 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/netfault"
 )
 
 // Caps in bytes on what a server may send.
@@ -175,37 +175,13 @@ func readError(resp *http.Response) error {
 // errRetry marks failures that may be gone a second later.
 var errRetry = errors.New("temporary")
 
-// unreachable says why no answer came. What it tells the user is made here,
-// from the kind of the error, never from text of the network.
+// unreachable says why no answer came.
 func (w *web) unreachable(err error) error {
-	var ne net.Error
-	var dns *net.DNSError
-	var cert *tls.CertificateVerificationError
-	var other x509.HostnameError
-	var invalid x509.CertificateInvalidError
-	var plain tls.RecordHeaderError
-	why, retry := "", true
-	switch {
-	case errors.As(err, &other):
-		why, retry = "its TLS certificate is for another name", false
-	case errors.As(err, &invalid):
-		why, retry = "its TLS certificate is not valid now or not for this use (check the clock)", false
-	case errors.As(err, &cert):
-		why, retry = "its TLS certificate is not trusted (configure its CA certificate)", false
-	case errors.As(err, &plain), errors.Is(err, http.ErrSchemeMismatch):
-		why, retry = "it does not speak TLS", false
-	case errors.Is(err, context.Canceled):
-		why, retry = "the caller gave up", false
-	case errors.As(err, &dns) && dns.IsNotFound:
-		why = "the host name is not known"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		why = "connection refused"
-	case errors.As(err, &ne) && ne.Timeout():
-		why = "no answer in time"
-	default:
-		why = "the connection broke"
+	why, temporary := netfault.Why(err)
+	if why == netfault.Untrusted {
+		why += " (configure its CA certificate)"
 	}
-	if retry {
+	if temporary {
 		err = fmt.Errorf("%w: %w", errRetry, err)
 	}
 	return podvm.Explain(fmt.Errorf("%w: %w", ErrUnreachable, err),

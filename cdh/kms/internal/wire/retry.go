@@ -2,19 +2,16 @@ package wire
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/netfault"
 )
 
 const (
@@ -66,43 +63,14 @@ func Overloaded(service string, status int, code string) error {
 	return podvm.Explain(fmt.Errorf("%w: %s", ErrUnreachable, text), text)
 }
 
-// unreachable says why no answer came. What it tells people is made here, from
-// the kind of the error, never from text of the network.
+// unreachable says why no answer came.
 func unreachable(service string, err error) error {
 	// It quotes the URL, whose query may hold a signature or a token.
 	if ue := (*url.Error)(nil); errors.As(err, &ue) {
 		err = ue.Err
 	}
-	var (
-		ne      net.Error
-		dns     *net.DNSError
-		cert    *tls.CertificateVerificationError
-		other   x509.HostnameError
-		invalid x509.CertificateInvalidError
-		plain   tls.RecordHeaderError
-	)
-	why, retry := "", true
-	switch {
-	case errors.As(err, &other):
-		why, retry = "its TLS certificate is for another name", false
-	case errors.As(err, &invalid):
-		why, retry = "its TLS certificate is not valid now or not for this use (check the clock)", false
-	case errors.As(err, &cert):
-		why, retry = "its TLS certificate is not trusted", false
-	case errors.As(err, &plain), errors.Is(err, http.ErrSchemeMismatch):
-		why, retry = "it does not speak TLS", false
-	case errors.Is(err, context.Canceled):
-		why, retry = "the caller gave up", false
-	case errors.As(err, &dns) && dns.IsNotFound:
-		why = "the host name is not known"
-	case errors.Is(err, syscall.ECONNREFUSED):
-		why = "connection refused"
-	case errors.As(err, &ne) && ne.Timeout():
-		why = "no answer in time"
-	default:
-		why = "the connection broke"
-	}
-	if retry {
+	why, temporary := netfault.Why(err)
+	if temporary {
 		err = fmt.Errorf("%w: %w", errRetry, err)
 	}
 	return podvm.Explain(fmt.Errorf("%w: %w", ErrUnreachable, err), fmt.Sprintf("%s not reachable: %s", service, why))
