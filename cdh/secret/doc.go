@@ -16,6 +16,12 @@
 // writes the pod's environment chooses what is fetched, and under A256CTR what
 // comes out. Sizes are capped, base64 and JSON are read strictly.
 //
+// A signature says who sealed a secret, but for no pod, no variable and no time:
+// the host may bring an old one, or one in the place of another. Which pods get
+// what a secret names is for the key broker's policy to say. The text also says
+// which key has signed it, so every key a guest may fetch as a P-256 JWK must be
+// one whose owner may seal secrets for it.
+//
 // It seals nothing (package seal does, on the owner's side) and keeps neither
 // keys nor secrets.
 //

@@ -1,6 +1,7 @@
 package secret
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -48,5 +49,9 @@ func sentence(err error) string {
 	if cause := podvm.Cause(err); cause != "" {
 		return cause
 	}
-	return "the request was given up" // a context that ended has no sentence of its own
+	// A context that ended has no sentence of its own.
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "not done in time"
+	}
+	return "the request was given up"
 }

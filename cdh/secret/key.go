@@ -90,7 +90,8 @@ func parseKey(raw []byte) (*ecdsa.PublicKey, error) {
 	for _, v := range o {
 		defer clear(v)
 	}
-	for name, want := range map[string]string{"kty": "EC", "crv": "P-256"} {
+	for _, m := range [][2]string{{"kty", "EC"}, {"crv", "P-256"}} {
+		name, want := m[0], m[1]
 		if got, err := o.Text(name); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrSigningKey, err)
 		} else if got != want {

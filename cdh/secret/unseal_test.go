@@ -160,6 +160,16 @@ func TestUnsealOfACallerThatGaveUp(t *testing.T) {
 	}
 }
 
+func TestUnsealOfACallerOutOfTime(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	got, err := w.unsealer(t.TempDir(), false).Unseal(ctx, []byte(w.seal(t, vault)))
+	refused(t, got, err, ErrKeyFetch, "not done in time")
+	got, err = w.unsealer(t.TempDir(), true).Unseal(ctx, []byte(fake(vault.json(t))))
+	refused(t, got, err, ErrVault, "not done in time")
+}
+
 func TestNoErrorAndNoLogTellsTheSecret(t *testing.T) {
 	var log bytes.Buffer
 	w := newWorld(t)

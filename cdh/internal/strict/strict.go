@@ -3,8 +3,9 @@
 // match exactly, null is not a string, nothing follows the value, text is
 // UTF-8, base64 holds no line ends and no stray bits.
 //
-// Data path: the parsers of the data hub (annotation packets, key provider
-// requests, offline resource files, event log entries) stand on it.
+// Data path: the parsers of the data hub (annotation packets, sealed secrets,
+// credentials and answers of key management services, offline resource files)
+// stand on it.
 //
 // Trust: input is hostile. Callers cap its size; nesting is bounded by
 // encoding/json. Error texts name members, never their values.

@@ -91,7 +91,8 @@ func parseKey(raw []byte) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	for name, want := range map[string]string{"kty": "EC", "crv": "P-256"} {
+	for _, m := range [][2]string{{"kty", "EC"}, {"crv", "P-256"}} { // in order, so that one file has one error
+		name, want := m[0], m[1]
 		if got, err := o.Text(name); err != nil {
 			return nil, err
 		} else if got != want {

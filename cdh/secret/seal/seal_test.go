@@ -280,6 +280,14 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+func TestAKeyOfAnotherTypeIsNamedByIt(t *testing.T) {
+	for range 20 {
+		if _, err := ParseKey([]byte(`{"kty":"RSA","n":"AQAB","e":"AQAB"}`)); err == nil || !strings.Contains(err.Error(), `kty "RSA": want EC`) {
+			t.Fatal(err)
+		}
+	}
+}
+
 func FuzzParseKey(f *testing.F) {
 	private, public, err := NewKey("k")
 	if err != nil {
