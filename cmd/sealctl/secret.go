@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -103,7 +102,7 @@ broker, and name that place when sealing.`,
 
 // generate writes both halves of a key, or none, and returns where they are.
 func generate(dir, kid string) (private, public string, err error) {
-	if kid == "" || filepath.Base(kid) != kid || kid == ".." {
+	if kid == "" || strings.Contains(kid, "/") {
 		return "", "", fmt.Errorf("--kid %q cannot be the name of a file\nhint: a resource URI goes to `seal --signing-kid`, the key's name may be any", podvm.Printable(kid, 200))
 	}
 	private, public = join(dir, kid+"-private.json"), join(dir, kid+"-public.json")
