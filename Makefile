@@ -32,7 +32,8 @@ test:
 # machines: by KVM where it works, else by emulation. Needs the Debian packages
 # qemu-system-x86, mmdebstrap, xz-utils and swtpm; bin/vm keeps what it downloads.
 test-vm:
-	SEALPOD_TEST_VM=1 SEALPOD_REQUIRE_TOOLS=1 $(GO) test -count=1 -v -timeout 30m -skip '^TestInGuest' ./podvm/vmtest
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	  TMPDIR=$$tmp SEALPOD_TEST_VM=1 SEALPOD_REQUIRE_TOOLS=1 $(GO) test -count=1 -v -timeout 30m -skip '^TestInGuest' ./podvm/vmtest
 
 GOLANGCI_LINT := v2.15.0
 lint: $(TOOLS)/golangci-lint
