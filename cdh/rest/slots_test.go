@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/ttrpc"
 
@@ -65,6 +66,47 @@ func TestEvidenceDoesNotHoldUpOtherRequests(t *testing.T) {
 	}
 	close(agent.release)
 	all.Wait()
+}
+
+// A container that asks and hangs up, again and again, is not to fill the agent
+// with calls that nobody waits for.
+func TestHangingUpEndsTheCallAtTheAgent(t *testing.T) {
+	agent := slowAgent{cdhtest.NewAA(t, cdhtest.NewKBS(t)), make(chan struct{}, 1), make(chan struct{})}
+	ended := make(chan struct{}, 1)
+	path := filepath.Join(t.TempDir(), "slow.sock")
+	stop := cdhtest.Serve(t, path, func(s *ttrpc.Server) {
+		aa.RegisterAttestationAgentServiceService(s, endingAgent{agent, ended})
+	})
+	defer stop()
+	w := &world{}
+	w.serve(t, Config{Features: "attestation", AAAddr: "unix://" + path})
+	for range 2 * maxSlow {
+		c, err := net.Dial("tcp", w.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "GET /aa/evidence?runtime_data=x HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		<-agent.entered
+		c.Close()
+		select {
+		case <-ended:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the agent goes on")
+		}
+	}
+}
+
+// endingAgent tells when a call has ended.
+type endingAgent struct {
+	slowAgent
+	ended chan struct{}
+}
+
+func (a endingAgent) GetEvidence(ctx context.Context, r *aa.GetEvidenceRequest) (*aa.GetEvidenceResponse, error) {
+	defer func() { a.ended <- struct{}{} }()
+	return a.slowAgent.GetEvidence(ctx, r)
 }
 
 // Who hangs up leaves its place to the next.

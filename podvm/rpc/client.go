@@ -20,13 +20,20 @@ var ErrPeerAbsent = errors.New("peer not listening")
 // Client is a ttrpc client for one socket, shared by any number of goroutines.
 // It dials on first use, waits for a peer that is not up yet, and dials again
 // when the peer went away. The zero value is not usable; see NewClient.
+//
+// A connection carries one call at a time and is kept for the next. ttrpc has no
+// message for a caller who gives up, and no way to interrupt a write to a peer
+// that hangs: closing the connection is both, and harms no other call.
 type Client struct {
 	path string
 	wait time.Duration
 
 	mu   sync.Mutex
-	conn *ttrpc.Client
+	idle []*ttrpc.Client // the last one used is the last here
 }
+
+// maxIdle is how many connections are kept.
+const maxIdle = 16
 
 // NewClient returns a client for the unix socket at path. A peer that does not
 // listen yet is waited for, at most wait and never beyond a call's deadline.
@@ -40,69 +47,80 @@ func NewClient(path string, wait time.Duration) *Client {
 // be what makes the peer go.
 const maxTries = 8
 
-// Do runs call with a live connection. When the peer closed the connection,
-// call runs again on a new one, at most seven times, so it must be safe to
-// repeat.
-// Errors: ErrPeerAbsent, or whatever call returned.
+// Do runs call with a live connection until ctx ends; then it ends here and at
+// the peer. When the peer closed the connection, call runs again on a new one, at
+// most seven times, so it must be safe to repeat.
+// Errors: ErrPeerAbsent, ttrpc.ErrClosed after the last try, ctx's, or whatever
+// call returned.
 func (c *Client) Do(ctx context.Context, call func(*ttrpc.Client) error) error {
 	for try := 1; ; try++ {
-		conn, err := c.get(ctx)
+		conn, err := c.take(ctx)
 		if err != nil {
 			return err
 		}
+		stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 		err = call(conn)
-		if !errors.Is(err, ttrpc.ErrClosed) || ctx.Err() != nil {
+		stop()
+		gone := errors.Is(err, ttrpc.ErrClosed)
+		if ctx.Err() != nil {
+			_ = conn.Close()
+			if gone {
+				return ctx.Err()
+			}
 			return err
 		}
-		c.drop(conn)
+		if !gone {
+			c.keep(conn)
+			return err
+		}
+		_ = conn.Close()
+		_ = c.Close() // the idle ones were to the same peer
 		if try == maxTries {
 			return err
 		}
 	}
 }
 
-// Close closes the connection; a later Do dials again.
+// Close closes the connections that are kept. A later Do dials again.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.conn == nil {
-		return nil
+	var err error
+	for _, conn := range c.idle {
+		err = errors.Join(err, conn.Close())
 	}
-	err := c.conn.Close()
-	c.conn = nil
+	c.idle = nil
 	return err
 }
 
-func (c *Client) drop(dead *ttrpc.Client) {
+// take returns a connection for one call.
+func (c *Client) take(ctx context.Context) (*ttrpc.Client, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.conn == dead {
-		c.conn = nil
-	}
-	_ = dead.Close()
-}
-
-func (c *Client) get(ctx context.Context) (*ttrpc.Client, error) {
-	c.mu.Lock()
-	conn := c.conn
-	c.mu.Unlock()
-	if conn != nil {
+	if n := len(c.idle); n > 0 {
+		defer c.mu.Unlock()
+		conn := c.idle[n-1]
+		c.idle = c.idle[:n-1]
 		return conn, nil
 	}
+	c.mu.Unlock()
 	// Dialled outside the lock: a caller waiting for an absent peer must not
 	// hold up one whose deadline is shorter.
 	raw, err := c.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
+	return ttrpc.NewClient(raw), nil
+}
+
+// keep puts a connection aside for the next call.
+func (c *Client) keep(conn *ttrpc.Client) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.conn != nil {
-		_ = raw.Close()
-		return c.conn, nil
+	if len(c.idle) == maxIdle {
+		_ = conn.Close()
+		return
 	}
-	c.conn = ttrpc.NewClient(raw)
-	return c.conn, nil
+	c.idle = append(c.idle, conn)
 }
 
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
