@@ -54,9 +54,10 @@ func (d *Driver) formatArgs(v *Volume, header string) []string {
 // file system. Last of all the header of a volume that stays goes to the device.
 func (d *Driver) format(ctx context.Context, v *Volume, key podvm.Secret, name string, undo *tool.Undo) error {
 	if v.Key == nil {
-		d.log.Warn("Making an ephemeral volume, what is on the device is lost", "device", v.Device)
+		d.log.Info("Making an ephemeral volume on an empty device", "device", v.Device)
 	} else {
-		d.log.Info("Making a volume on an empty device", "device", v.Device)
+		// It may not have been empty before the host made it so.
+		d.log.Warn("Making a new volume on an empty device; if it held one with this key, that is lost", "device", v.Device)
 	}
 	header := d.headerFile(v.Device)
 	f, err := d.createHeader(header)

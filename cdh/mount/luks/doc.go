@@ -5,8 +5,11 @@
 // forgotten, its header never leaves memory, and nothing on the device says
 // what it is. A volume with a key is there to stay: its header is on the device,
 // written only when everything else is in place, so that a header means a
-// complete volume, whatever was killed when. An empty device is formatted only
-// if nothing at all is found on it; if a LUKS2 header is there it is opened.
+// complete volume, whatever was killed when. If a LUKS2 header is there and a
+// key, it is opened.
+//
+// A device is formatted only if blkid finds nothing at all on it, with a key or
+// without. The one exception is a trace of an earlier volume without a key.
 //
 // Data path: cdh/mount parses requests and finds device and key, this package
 // does the rest.

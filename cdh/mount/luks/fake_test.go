@@ -87,6 +87,7 @@ func (m *machine) cleanup() {
 	}
 	names, _ := filepath.Glob(filepath.Join(m.root, "dm/*"))
 	for _, n := range names {
+		_ = hide(m.root, filepath.Base(n))
 		_ = exec.Command("losetup", "-d", m.loop(filepath.Base(n))).Run()
 	}
 }
@@ -293,10 +294,35 @@ func fakeOpen(root string, args []string) error {
 	return errors.Join(os.Symlink(fm.Loop, filepath.Join(root, "dev/mapper", name)), os.WriteFile(record, raw, 0o600))
 }
 
+// hide makes the file system of a mapping without a key unreadable, as if it had
+// been encrypted. One with a key is where blkid does not look.
+func hide(root, name string) error {
+	raw, err := os.ReadFile(filepath.Join(root, "dm", name))
+	if err != nil {
+		return err
+	}
+	var fm fakeMapping
+	if err := json.Unmarshal(raw, &fm); err != nil || fm.Offset > 0 {
+		return err
+	}
+	f, err := os.OpenFile(fm.Loop, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(bytes.Repeat([]byte("?"), 4096)); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
 func fakeClose(root, name string) error {
 	node := filepath.Join(root, "dev/mapper", name)
 	loop, err := os.Readlink(node)
 	if err != nil {
+		return err
+	}
+	if err := hide(root, name); err != nil {
 		return err
 	}
 	if err := exec.CommandContext(context.Background(), "losetup", "-d", loop).Run(); err != nil {

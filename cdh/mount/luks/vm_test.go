@@ -169,6 +169,43 @@ func TestVMEphemeralFormatAndOpenAreQuick(t *testing.T) {
 	}
 }
 
+// A device is used again and again without a key, in both modes, and nothing is
+// wiped in between: what such volumes leave is not foreign. What others leave is.
+func TestVMEphemeralAfterEphemeral(t *testing.T) {
+	m := newVM(t)
+	want := ""
+	for i, integrity := range []bool{false, false, true, true, false} {
+		if found, err := m.run.Signature(t.Context(), scratch); err != nil || found != want {
+			t.Fatalf("before volume %d: %q, %v, want %q", i, found, err, want)
+		}
+		want = map[bool]string{true: ephemeralTrace}[integrity]
+		v := m.volume("again")
+		v.Integrity = integrity
+		m.mount(v)
+		m.put(v, marker)
+		m.down(v)
+	}
+	foreign := m.volume("again")
+	for name, place := range map[string]func(){
+		"ext4": func() { run(t, "mkfs.ext4", "-q", "-F", scratch) },
+		"crypto_LUKS": func() {
+			m.wipe(scratch)
+			cryptsetup(t, append(append([]string{}, cheap...), scratch)...)
+		},
+	} {
+		place()
+		before := m.start(scratch)
+		for _, foreign.Integrity = range []bool{false, true} {
+			if err := m.Mount(t.Context(), foreign); !errors.Is(err, ErrForeign) || !strings.Contains(podvm.Cause(err), name) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if !bytes.Equal(m.start(scratch), before) {
+			t.Errorf("%s: the device changed", name)
+		}
+	}
+}
+
 // As kata-agent asks for a writable layer.
 func TestVMIntegrity(t *testing.T) {
 	m := newVM(t)

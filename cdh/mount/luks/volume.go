@@ -28,7 +28,8 @@ type Volume struct {
 	Device string // of a block device or image file, as Host has it, without links
 	Number uint64 // st_rdev of the device, 0 for an image file
 	// Encrypted says that the device must carry a LUKS2 header already. Otherwise
-	// a volume is made, unless Key is set and the device carries one.
+	// a volume is made, unless Key is set and the device carries one. Where
+	// anything else is found, none is made.
 	Encrypted bool
 	// Key gets the key of a volume that stays. It is called before the device is
 	// changed, and not at all when there is nothing to do. nil is a volume that
@@ -71,6 +72,11 @@ func New(cfg Config) *Driver {
 
 // ephemeralKeySize is upstream's, in bytes.
 const ephemeralKeySize = 4096
+
+// ephemeralTrace is what blkid finds where an ephemeral volume with data
+// integrity was: the superblock of dm-integrity at offset 0. Whatever is behind
+// it belongs to a key that is forgotten. Without integrity nothing is found.
+const ephemeralTrace = "DM_integrity"
 
 // Mount opens or makes the volume v and puts it where v says. The same request
 // again succeeds without doing anything; after a crash it first takes back what
@@ -132,6 +138,11 @@ func (d *Driver) open(ctx context.Context, v *Volume, name string, undo *tool.Un
 	if v.Key == nil {
 		if v.Encrypted {
 			return "", podvm.Explain(fmt.Errorf("%w: none given", ErrKey), "an encrypted volume needs a key")
+		}
+		if found, err := d.run.Signature(ctx, v.Device); err != nil {
+			return "", err
+		} else if found != "" && found != ephemeralTrace {
+			return "", tool.Foreign(found)
 		}
 		key := make(podvm.Secret, ephemeralKeySize)
 		defer key.Wipe()

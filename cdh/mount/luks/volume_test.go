@@ -16,6 +16,7 @@ import (
 
 	"github.com/sealpod/sealpod/cdh/mount/internal/tool"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 func keyOf(key string) func(context.Context) (podvm.Secret, error) {
@@ -114,6 +115,35 @@ func TestEphemeralVolume(t *testing.T) {
 	m.unmount(m.point("deep/er/a"))
 }
 
+// An earlier ephemeral volume with data integrity leaves the superblock of
+// dm-integrity, which is no reason to refuse the next one.
+func TestTheTraceOfAnEphemeralVolumeIsNotForeign(t *testing.T) {
+	m := newMachine(t)
+	v := m.ephemeral(m.disk("a", 64<<20), "a")
+	m.trace(v.Device)
+	if found, err := m.run.Signature(t.Context(), v.Device); err != nil || found != ephemeralTrace {
+		t.Fatalf("%q, %v", found, err)
+	}
+	keyed := m.keyed(v.Device, "a")
+	m.fails(keyed, ErrForeign, ephemeralTrace)
+	m.mount(v)
+	m.unmount(m.point("a"))
+}
+
+// trace puts the superblock of dm-integrity on a disk, as far as blkid looks.
+// Source: linux v6.12 drivers/md/dm-integrity.c, struct superblock.
+func (m *machine) trace(disk string) {
+	m.t.Helper()
+	f, err := os.OpenFile(disk, os.O_WRONLY, 0)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("integrt\x00\x01"), 0); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
 func TestAWrongKeyChangesNothing(t *testing.T) {
 	m := newMachine(t)
 	v := m.keyed(m.disk("a", 64<<20), "a")
@@ -153,10 +183,10 @@ func TestForeignDataIsNeverFormatted(t *testing.T) {
 		"an ext4": func(t *testing.T, disk string) { run(t, "mkfs.ext4", "-q", "-F", disk) },
 		"swap":    func(t *testing.T, disk string) { run(t, "mkswap", disk) },
 		"a partition table": func(t *testing.T, disk string) {
-			cmd := exec.Command("sfdisk", "-q", disk)
+			cmd := exec.Command(testenv.Tool(t, "sfdisk"), "-q", disk)
 			cmd.Stdin = strings.NewReader("label: gpt\n,\n")
 			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Skipf("needs sfdisk: %v %s", err, out)
+				t.Fatalf("%v %s", err, out)
 			}
 		},
 	}
@@ -171,6 +201,8 @@ func TestForeignDataIsNeverFormatted(t *testing.T) {
 			}
 			m.fails(v, ErrForeign, "was not formatted")
 			m.nothingLeft()
+			m.fails(m.ephemeral(v.Device, "a"), ErrForeign, "wipefs")
+			m.nothingLeft()
 			if after, err := os.ReadFile(v.Device); err != nil || string(after) != string(before) {
 				t.Error("the device changed")
 			}
@@ -178,11 +210,35 @@ func TestForeignDataIsNeverFormatted(t *testing.T) {
 			m.fails(v, ErrHeader, "there is none")
 		})
 	}
+	t.Run("a volume with a key, for a request without", func(t *testing.T) {
+		m := newMachine(t)
+		v := m.keyed(m.disk("a", 64<<20), "a")
+		m.mount(v)
+		write(t, m.point("a/file"), "precious")
+		m.unmount(m.point("a"))
+		m.reboot()
+		m.fails(m.ephemeral(v.Device, "a"), ErrForeign, "crypto_LUKS")
+		m.nothingLeft()
+		m.mount(v)
+		holds(t, m.point("a/file"), "precious")
+	})
+	t.Run("dm-integrity with a partition table", func(t *testing.T) {
+		m := newMachine(t)
+		v := m.ephemeral(m.disk("a", 64<<20), "a")
+		cmd := exec.Command(testenv.Tool(t, "sfdisk"), "-q", v.Device)
+		cmd.Stdin = strings.NewReader("label: gpt\n,\n")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		m.trace(v.Device)
+		m.fails(v, ErrForeign, "gpt")
+	})
 	t.Run("LUKS1", func(t *testing.T) {
 		m := newMachine(t)
 		v := m.keyed(m.disk("a", 64<<20), "a")
 		cryptsetup(t, "-q", "luksFormat", "--type", "luks1", "--pbkdf-force-iterations", "1000", "--key-file", "-", v.Device)
 		m.fails(v, ErrHeader, "version 1")
+		m.fails(m.ephemeral(v.Device, "a"), ErrForeign, "crypto_LUKS")
 	})
 }
 
@@ -311,8 +367,14 @@ func TestWithoutADeviceMapper(t *testing.T) {
 func TestMissingProgramsAreNamed(t *testing.T) {
 	m := newMachine(t)
 	m.run.Host = podvm.Host{Root: m.root, LookupEnv: func(string) (string, bool) { return "/nowhere", true }}
-	m.fails(m.ephemeral(m.disk("a", 64<<20), "a"), tool.ErrMissing, "cryptsetup-bin")
+	m.fails(m.ephemeral(m.disk("a", 64<<20), "a"), tool.ErrMissing, "util-linux")
 	m.fails(m.keyed(m.disk("b", 64<<20), "b"), tool.ErrMissing, "util-linux")
+	some := t.TempDir()
+	if err := os.Symlink(testenv.Tool(t, "blkid"), filepath.Join(some, "blkid")); err != nil {
+		t.Fatal(err)
+	}
+	m.run.Host.LookupEnv = func(string) (string, bool) { return some, true }
+	m.fails(m.ephemeral(m.disk("c", 64<<20), "c"), tool.ErrMissing, "cryptsetup-bin")
 	m.nothingLeft()
 }
 

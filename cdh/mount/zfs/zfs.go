@@ -98,7 +98,7 @@ func (d *Driver) pool(ctx context.Context, v *Volume, undo *tool.Undo) error {
 		return err
 	}
 	switch {
-	case found == "zfs_member":
+	case strings.HasPrefix(found, "zfs_member"): // on a whole disk with a partition table
 		// -N: the host must not choose what gets mounted where.
 		if _, err := d.run.Run(ctx, nil, "zpool", "import", "-N", "-d", v.Device, v.Pool); err != nil {
 			return tool.Explain("importing the pool", err, "the pool cannot be imported")

@@ -39,7 +39,7 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 }
 
 // Signature names what blkid finds on a device, partition tables included, or
-// "" when it finds nothing. blkid knows what the forwarder, which decides with
+// "" when it finds nothing; a device can carry both kinds. blkid knows what the forwarder, which decides with
 // it too, takes for data.
 func (r Runner) Signature(ctx context.Context, device string) (string, error) {
 	const nothing = 2
@@ -51,14 +51,18 @@ func (r Runner) Signature(ctx context.Context, device string) (string, error) {
 	case err != nil && exit == nil:
 		return "", Explain("looking for data on the device", err, "blkid could not look for data on the device")
 	}
+	var kinds []string
 	for _, name := range []string{"TYPE=", "PTTYPE="} {
 		for line := range strings.Lines(string(out)) {
 			if kind, ok := strings.CutPrefix(line, name); ok {
-				return podvm.Printable(strings.TrimSpace(kind), 32), nil
+				kinds = append(kinds, podvm.Printable(strings.TrimSpace(kind), 32))
 			}
 		}
 	}
-	return "something that blkid cannot tell", nil // it is ambivalent
+	if len(kinds) == 0 {
+		return "something that blkid cannot tell", nil // it is ambivalent
+	}
+	return strings.Join(kinds, " and "), nil
 }
 
 // Foreign is the error for a device that carries what Signature found.
