@@ -60,7 +60,8 @@ func credential(s []byte) bool {
 // or read and write files of the pod VM.
 var refusedOptions = []string{
 	"url", "passwd_file", "credlib", "credlib_opts", "logfile", "ahbe_conf", "mime", "ssl_client_cert", "bucket",
-	"use_sse", "load_sse_c", "fsname", "subtype", "dev", "suid", "host", "servicepath", "public_bucket", "ram_role", "iam_role", "ecs", "ibm_iam_auth",
+	"use_sse", "load_sse_c", "fsname", "subtype",
+	"use_cache", "del_cache", "tmpdir", "set_check_cache_sigusr1", "dev", "suid", "host", "servicepath", "public_bucket", "ram_role", "iam_role", "ecs", "ibm_iam_auth",
 }
 
 // ossfsOptions splits the caller's options at white space, as upstream does, and
