@@ -87,6 +87,9 @@ func (o *options) unread() []string {
 	return names
 }
 
+// runDir is where Sealpod's daemons keep what they read.
+var runDir = path.Dir(podvm.CDHRunDir)
+
 // mountPoint checks and cleans the path to mount on.
 func mountPoint(p string) (string, error) {
 	if err := absolute(p); err != nil {
@@ -94,6 +97,10 @@ func mountPoint(p string) (string, error) {
 	}
 	if p = path.Clean(p); p == "/" {
 		return "", tool.Option("mount_point: nothing may be mounted on the root directory")
+	}
+	// Keys that others trust are there: for signatures, for services.
+	if p == runDir || strings.HasPrefix(p, runDir+"/") {
+		return "", tool.Option("mount_point: nothing may be mounted in %s", runDir)
 	}
 	return p, nil
 }

@@ -324,3 +324,18 @@ func FuzzRequest(f *testing.F) {
 		}
 	})
 }
+
+func TestMountPoint(t *testing.T) {
+	for point, want := range map[string]string{
+		"/run/kata-containers/image/": "/run/kata-containers/image", "/run/cloud-volumes/a": "/run/cloud-volumes/a",
+		"/run/confidential-containers-not": "/run/confidential-containers-not",
+		"":                                 "", "/": "", "/a/..": "", "a": "", "/a\n": "",
+		"/run/confidential-containers": "", "/run/confidential-containers/cdh/sealed-secret": "",
+		"/run//x/../confidential-containers/cdh/kbs": "",
+	} {
+		got, err := mountPoint(point)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", point, got, err)
+		}
+	}
+}
