@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/cookiejar"
-	"net/http/httptrace"
 	"strings"
 	"time"
 
@@ -27,9 +26,8 @@ type Evidencer interface {
 	AdditionalEvidence(ctx context.Context, reportData []byte) (string, error)
 }
 
-// errMoved marks a refusal of evidence that came over another connection than
-// the challenge.
-var errMoved = errors.New("the KBS took up the handshake on a new connection")
+// errEvidenceRefused marks a refusal in the second step of the handshake.
+var errEvidenceRefused = errors.New("evidence refused")
 
 // extraParams names the hashes report data can be made with, in a Request.
 const extraParams = `{"supported-hash-algorithms":["sha256","sha384","sha512"]}`
@@ -37,8 +35,9 @@ const extraParams = `{"supported-hash-algorithms":["sha256","sha384","sha512"]}`
 // Attest proves the TEE to the KBS and returns the token it issues, bound to a
 // new key of kind alg. init, the plaintext of the init data, may be nil. When
 // the KBS does not answer, the handshake is tried again while ctx leaves time
-// for it; a refusal is final, unless it may come from a server that was
-// restarted in the middle and has lost the session: that is tried once more.
+// for it. Evidence that is refused is sent once more, because a server that was
+// restarted in the middle and has lost the session says the same; the second
+// refusal is final.
 //
 // Errors: ErrUnauthorized when the KBS refuses, ErrUnreachable, ErrProtocol, or
 // what ev returned.
@@ -49,11 +48,11 @@ func (c *Client) Attest(ctx context.Context, ev Evidencer, init *InitData, alg K
 		return nil, err
 	}
 	var jwt string
-	lost := false
+	refused := false
 	err = c.retry(ctx, "attestation", func() (err error) {
 		jwt, err = c.handshake(ctx, ev, init, key.Public())
-		if errors.Is(err, errMoved) && !lost {
-			lost = true
+		if errors.Is(err, errEvidenceRefused) && !refused {
+			refused = true
 			return fmt.Errorf("%w: %w", errRetry, err)
 		}
 		return err
@@ -108,13 +107,9 @@ func (c *Client) handshake(ctx context.Context, ev Evidencer, init *InitData, pu
 		return "", err
 	}
 	var out TokenResponse
-	moved := false
-	trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { moved = !i.Reused }}
-	err = c.post(httptrace.WithClientTrace(ctx, trace), jar, "attest", msg, &out, maxToken)
-	if moved && errors.Is(err, ErrUnauthorized) {
-		return "", fmt.Errorf("%w: %w", errMoved, err)
-	}
-	if err != nil {
+	if err := c.post(ctx, jar, "attest", msg, &out, maxToken); errors.Is(err, ErrUnauthorized) {
+		return "", fmt.Errorf("%w: %w", errEvidenceRefused, err)
+	} else if err != nil {
 		return "", err
 	}
 	return out.Token, nil

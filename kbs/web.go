@@ -30,6 +30,11 @@ const (
 // requestTimeout bounds one HTTP request with its answer.
 const requestTimeout = 60 * time.Second
 
+// pingAfter is how long a connection that many requests share (HTTP/2) may be
+// silent before it is tested, and the test may take: a server that vanished
+// would otherwise hold up everyone until their deadlines.
+const pingAfter = 5 * time.Second
+
 // web is an HTTP client for one server: capped, bounded in time, without
 // redirects (a KBS has none, and following one would take evidence and tokens
 // to a place nobody configured). Connections are kept and shared.
@@ -60,6 +65,7 @@ func newWeb(name, base, agent string, certPEM []byte, timeout time.Duration) (*w
 		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:    15 * time.Second,
 		ForceAttemptHTTP2:      true,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter},
 		DisableCompression:     true, // bodies are small and caps count what arrives
 		MaxIdleConnsPerHost:    8,
 		IdleConnTimeout:        90 * time.Second,
