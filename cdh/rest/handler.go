@@ -21,8 +21,10 @@ const (
 	// peerWait is how long a request waits for one of them that is not up: long
 	// enough for a restart, short enough for a person at a prompt.
 	peerWait = 10 * time.Second
-	// maxRequests is how many requests run at once; further ones wait.
+	// maxRequests is how many requests run at once; further ones wait, at most
+	// slotWait.
 	maxRequests = 64
+	slotWait    = 30 * time.Second
 	// maxSlow is how many of them are on one of slowPaths: evidence takes seconds
 	// on some machines, and who asks for much of it is to keep others from
 	// nothing else. All these paths together leave a quarter.
@@ -120,11 +122,16 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if slow, ok := h.slow[path]; ok {
 		pools = []chan struct{}{slow, h.slots}
 	}
+	patience := time.NewTimer(slotWait)
+	defer patience.Stop()
 	for _, slots := range pools {
 		select {
 		case slots <- struct{}{}:
 			defer func() { <-slots }()
 		case <-r.Context().Done():
+			return
+		case <-patience.C:
+			answer(w, http.StatusInternalServerError, "too many requests at once")
 			return
 		}
 	}

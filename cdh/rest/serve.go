@@ -17,7 +17,7 @@ import (
 // would cancel the context of a call that takes longer.
 const (
 	readTimeout  = 15 * time.Second // headers, and again a body
-	writeTimeout = callTimeout + peerWait + readTimeout
+	writeTimeout = slotWait + callTimeout + peerWait + readTimeout
 	idleTimeout  = 60 * time.Second
 	maxHeader    = 16 << 10
 	maxConns     = 256

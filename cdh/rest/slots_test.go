@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http/httptest"
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -142,4 +144,24 @@ func TestHangingUpGivesTheSlotBack(t *testing.T) {
 	if code := <-next; code != 200 {
 		t.Error(code)
 	}
+}
+
+func TestRequestsWaitForAPlaceOnlySoLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, err := New(Config{Features: "resource", CDHAddr: "unix:///none"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		for range maxRequests {
+			h.slots <- struct{}{}
+		}
+		began := time.Now()
+		r, w := httptest.NewRequest("GET", "/info", nil), httptest.NewRecorder()
+		r.RemoteAddr = "127.0.0.1:1"
+		h.ServeHTTP(w, r)
+		if w.Code != 500 || w.Body.String() != "too many requests at once" || time.Since(began) != slotWait {
+			t.Errorf("%d %q after %v", w.Code, w.Body, time.Since(began))
+		}
+	})
 }
