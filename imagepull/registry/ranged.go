@@ -23,7 +23,7 @@ type ranging struct {
 }
 
 var defaultRanging = ranging{
-	above: 64 << 20, first: 8 << 20, run: 64 << 20, part: 8 << 20, page: pageSize, pages: 60, join: joiners,
+	above: 64 << 20, first: 8 << 20, run: 64 << 20, part: 4 << 20, page: pageSize, pages: 36, join: joiners,
 }
 
 const (
