@@ -23,7 +23,7 @@ var ErrConfig = errors.New("invalid data hub configuration")
 // Source: guest-components confidential-data-hub/hub/src/config/mod.rs at 8246e5e.
 type Config struct {
 	Socket string `config:"socket"` // unix://PATH to listen on
-	// SkipSealedSecretVerification is read for compatibility.
+	// SkipSealedSecretVerification takes sealed secrets whoever signed them.
 	SkipSealedSecretVerification bool `config:"skip_sealed_secret_verification"`
 	Log                          struct {
 		Level string `config:"level"`
@@ -225,13 +225,17 @@ func (c Config) Print(w io.Writer) error {
 	case policy == "":
 		policy = "none: every image is allowed"
 	}
+	sealed := "verified"
+	if c.SkipSealedSecretVerification {
+		sealed = "taken without verification"
+	}
 	var b strings.Builder
 	for _, row := range [][2]string{
 		{"socket", c.Socket}, {"attestation agent", c.AA.Socket},
 		{"resources from", c.KBC.Name + " " + redacted(c.KBC.URL)}, {"trusted certificates", cert},
 		{"gRPC", c.GRPC.String()}, {"metrics", c.metricsAt()},
 		{"credentials", fmt.Sprint(len(c.Credentials))},
-		{"image store", c.Image.WorkDir}, {"image policy", policy},
+		{"sealed secrets", sealed}, {"image store", c.Image.WorkDir}, {"image policy", policy},
 	} {
 		fmt.Fprintf(&b, "%-21s %s\n", row[0], podvm.Printable(row[1], 200))
 	}

@@ -3,8 +3,7 @@
 //
 // Data path: a call comes in on the socket, package resource fetches, package
 // keywrap unwraps, package secret unseals, package mount opens volumes, package
-// imagepull pulls; a pulled image is then measured
-// through the attestation agent.
+// imagepull pulls; a pulled image is then measured through the attestation agent.
 //
 // Trust: callers are other processes of the guest, their arguments come from
 // the host and from containers and are checked by the package that uses them.

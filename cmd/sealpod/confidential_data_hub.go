@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/sealpod/sealpod/cdh/kms"
 	"github.com/sealpod/sealpod/cdh/server"
 	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/podvm"
@@ -54,7 +56,7 @@ permissions.`,
 
 func (f hubFlags) run(out io.Writer) error {
 	if f.version {
-		_, err := fmt.Fprintf(out, "%s\nkbs: enabled\nkms plugins: none\n", podvm.Version())
+		_, err := fmt.Fprintf(out, "%s\nkbs: enabled\nkms plugins: %s\n", podvm.Version(), strings.Join(kms.Names(), ", "))
 		return err
 	}
 	config, unknown, err := server.LoadConfig(f.config, podvm.Host{})

@@ -132,7 +132,8 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 		if err == nil {
 			return conn, nil
 		}
-		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) {
+		// EAGAIN: more callers than the peer has accepted yet.
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EAGAIN) {
 			return nil, fmt.Errorf("%w: %s: %w", ErrPeerAbsent, c.path, err)
 		}
 		select {
