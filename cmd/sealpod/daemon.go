@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/sealpod/sealpod/podvm"
@@ -22,6 +23,11 @@ func runDaemon(applet, level string, serve func(ctx context.Context, host podvm.
 	slog.SetDefault(log)
 	if err := podvm.NoCoreDumps(); err != nil {
 		log.Warn("Core dumps stay possible", "err", err)
+	}
+	if os.Getenv("GOGC") == "" {
+		// The disk of a pod VM is often its memory. Collecting twice as often
+		// costs a pull less than a hundredth of its time.
+		debug.SetGCPercent(50)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM)
 	defer stop()
