@@ -60,7 +60,7 @@ DEMO := ./cmd/sealctl/internal/demo
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime 200ms $$($(GO) list ./... | grep -v /demo$$)
 	$(GO) test -run '^$$' -bench ExecToReady -benchtime 11x $(DEMO)
-	$(GO) test -run '^$$' -bench 'IdleMemory|HundredSecrets|Pull500MB' -benchtime 1x $(DEMO)
+	$(GO) test -run '^$$' -bench 'IdleMemory|HundredSecrets|Pull500MB|DataHub' -benchtime 1x $(DEMO)
 	SEALPOD_BENCH_MB=$${SEALPOD_BENCH_MB:-1000} $(GO) test -run '^$$' -bench PullImages -benchtime 1x -timeout 1h $(DEMO)
 
 # Regenerates api/*.pb.go from the .proto files.
