@@ -81,7 +81,7 @@ const ephemeralTrace = "DM_integrity"
 // Mount opens or makes the volume v and puts it where v says. The same request
 // again succeeds without doing anything; after a crash it first takes back what
 // was done half. When Mount fails, it leaves nothing behind but, on a device
-// that was empty, unreadable bytes.
+// that was empty, unreadable bytes or a new volume under the key that was given.
 //
 // Errors, all with a cause: ErrBusy, ErrForeign, ErrHeader, ErrKey, those of
 // v.Key and of programs, the cause of ctx.

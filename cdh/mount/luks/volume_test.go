@@ -378,6 +378,29 @@ func TestMissingProgramsAreNamed(t *testing.T) {
 	m.nothingLeft()
 }
 
+// Neither a mount point nor a link can be made: the mapping is closed again, and
+// the volume is there for a request with a better place.
+func TestAPlaceThatCannotBeWritten(t *testing.T) {
+	m := newMachine(t)
+	place := filepath.Join(m.root, "fixed")
+	if err := os.Mkdir(place, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", place, "tmpfs", unix.MS_RDONLY, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(place, 0) })
+	for _, filesystem := range []bool{true, false} {
+		v := m.keyed(m.disk(fmt.Sprint("disk", filesystem), 64<<20), "")
+		v.MountPoint, v.Filesystem = filepath.Join(place, "a"), filesystem
+		m.fails(v, unix.EROFS, "cannot be made")
+	}
+	m.nothingLeft()
+	better := m.keyed(filepath.Join(m.root, "disks/disktrue"), "better")
+	m.mount(better)
+	m.unmount(better.MountPoint)
+}
+
 // A header file that nobody of ours wrote is another program's volume.
 func TestAHeaderOfAnotherProgramStays(t *testing.T) {
 	m := newMachine(t)
