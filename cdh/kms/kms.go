@@ -114,12 +114,25 @@ func (c *Client) Open(_ context.Context, name string, settings Object) (Provider
 // timeout bounds a call with all its requests. Clients of the data hub wait 50 s.
 const timeout = 45 * time.Second
 
+// What a document may name, in bytes: far more than any service takes, and too
+// little to make copies of it worth an attack.
+const (
+	maxName    = 4 << 10
+	maxWrapped = 256 << 10
+)
+
+var errTooLong = errors.New("the key, the secret's name or the wrapped key is too long")
+
+// bounded is a Provider whose calls end and whose arguments are short.
 type bounded struct{ p Provider }
 
 // Decrypt implements Provider.
 func (b bounded) Decrypt(ctx context.Context, keyID string, ciphertext []byte, annotations Object) (podvm.Secret, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	if len(keyID) > maxName || len(ciphertext) > maxWrapped {
+		return nil, wire.Settings(errTooLong)
+	}
 	return b.p.Decrypt(ctx, keyID, ciphertext, annotations)
 }
 
@@ -127,5 +140,8 @@ func (b bounded) Decrypt(ctx context.Context, keyID string, ciphertext []byte, a
 func (b bounded) Secret(ctx context.Context, name string, annotations Object) (podvm.Secret, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	if len(name) > maxName {
+		return nil, wire.Settings(errTooLong)
+	}
 	return b.p.Secret(ctx, name, annotations)
 }

@@ -2,7 +2,6 @@ package aws
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/sealpod/sealpod/cdh/internal/strict"
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
@@ -50,37 +49,16 @@ func parseCredential(raw []byte) (*credential, error) {
 	if c.id, err = o.Text("access_key_id"); err != nil {
 		return nil, err
 	}
-	if c.secret, err = headerText(o, "secret_access_key"); err != nil {
+	if c.secret, err = wire.HeaderText(o, "secret_access_key"); err != nil {
 		return nil, err
 	}
 	if o.Has("session_token") {
-		if c.session, err = headerText(o, "session_token"); err != nil {
+		if c.session, err = wire.HeaderText(o, "session_token"); err != nil {
 			return nil, err
 		}
 	}
-	if !visible([]byte(c.id)) || c.id == "" || len(c.secret) == 0 {
+	if !wire.Visible([]byte(c.id)) || c.id == "" || len(c.secret) == 0 {
 		return nil, errors.New("an access key with nothing or other than visible ASCII in it")
 	}
 	return c, nil
-}
-
-// headerText returns a member that HTTP can carry.
-func headerText(o wire.Object, name string) (podvm.Secret, error) {
-	s, err := strict.SecretText(o[name])
-	if err != nil {
-		return nil, fmt.Errorf("member %q: %w", name, err)
-	}
-	if !visible(s) {
-		return nil, fmt.Errorf("member %q: other than visible ASCII in it", name)
-	}
-	return s, nil
-}
-
-func visible(s []byte) bool {
-	for _, b := range s {
-		if b <= ' ' || b > '~' {
-			return false
-		}
-	}
-	return true
 }
