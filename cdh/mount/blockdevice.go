@@ -10,10 +10,10 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/sealpod/sealpod/cdh/mount/internal/tool"
 	"github.com/sealpod/sealpod/cdh/mount/luks"
 	"github.com/sealpod/sealpod/cdh/mount/zfs"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/tool"
 )
 
 // blockDevice is a block-device request, parsed.

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/sealpod/sealpod/cdh/mount/internal/tool"
 	"github.com/sealpod/sealpod/cdh/mount/luks"
 	"github.com/sealpod/sealpod/cdh/mount/oss"
 	"github.com/sealpod/sealpod/cdh/mount/zfs"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/tool"
 )
 
 // What callers of Mount may want to tell apart. Every error of Mount carries a

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sealpod/sealpod/cdh/mount/internal/tool"
 	"github.com/sealpod/sealpod/podvm/testenv"
+	"github.com/sealpod/sealpod/podvm/tool"
 )
 
 func TestEagerInit(t *testing.T) {

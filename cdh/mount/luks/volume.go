@@ -12,8 +12,8 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
-	"github.com/sealpod/sealpod/cdh/mount/internal/tool"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/tool"
 )
 
 // Sentinels of this package and its siblings.

@@ -14,9 +14,9 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
-	"github.com/sealpod/sealpod/cdh/mount/internal/tool"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/testenv"
+	"github.com/sealpod/sealpod/podvm/tool"
 )
 
 func keyOf(key string) func(context.Context) (podvm.Secret, error) {

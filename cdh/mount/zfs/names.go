@@ -3,8 +3,8 @@ package zfs
 import (
 	"strings"
 
-	"github.com/sealpod/sealpod/cdh/mount/internal/tool"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/tool"
 )
 
 // CheckNames refuses names that zpool and zfs would refuse or read as something

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sealpod/sealpod/cdh/mount/internal/tool"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/tool"
 )
 
 // Limits of a passphrase, in bytes.

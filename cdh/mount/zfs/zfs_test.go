@@ -10,9 +10,9 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/sealpod/sealpod/cdh/mount/internal/tool"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/testenv"
+	"github.com/sealpod/sealpod/podvm/tool"
 )
 
 type machine struct {

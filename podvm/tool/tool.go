@@ -1,9 +1,10 @@
-// Package tool runs the programs that make and mount volumes: cryptsetup,
-// mkfs.ext4, blkid, zpool, zfs, ossfs, gocryptfs. A program gets its secrets by
-// standard input only, is killed with all it started when the context ends or
-// this process dies, and what it prints is capped.
+// Package tool runs the programs that make and mount volumes: cryptsetup, blkid,
+// mkfs.ext4, mkfs.xfs, udevadm, zpool, zfs, ossfs, gocryptfs. A program gets its
+// secrets by standard input only, is killed with all it started when the context
+// ends or this process dies, and what it prints is capped. What else such packages
+// share is here too: locks, rollback, mount points that cannot be exchanged.
 //
-// Data path: the volume packages of the data hub call it.
+// Data path: the volume packages of the data hub and of the forwarder call it.
 //
 // Trust: programs come from the image and are trusted; what they print may
 // quote bytes of a hostile disk, so it is made printable before it reaches an
@@ -41,7 +42,8 @@ const maxOutput = 256 << 10
 
 // packages names the Debian package of each program, for the hint.
 var packages = map[string]string{
-	"cryptsetup": "cryptsetup-bin", "mkfs.ext4": "e2fsprogs", "blkid": "util-linux",
+	"cryptsetup": "cryptsetup-bin", "mkfs.ext4": "e2fsprogs", "mkfs.ext3": "e2fsprogs", "mkfs.xfs": "xfsprogs",
+	"blkid": "util-linux", "udevadm": "udev",
 	"zpool": "zfsutils-linux", "zfs": "zfsutils-linux", "gocryptfs": "gocryptfs", "fusermount3": "fuse3",
 }
 

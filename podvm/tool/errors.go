@@ -8,7 +8,8 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// Errors that all kinds of volumes share; cdh/mount exports them.
+// Errors that all kinds of volumes share; cdh/mount and forwarder/volume export
+// them.
 var (
 	// ErrOption says that a request is malformed or names something that is not
 	// supported.
