@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sealpod/sealpod/podvm/debian"
 	"github.com/sealpod/sealpod/podvm/vmtest/internal/wire"
 )
 
@@ -92,18 +91,18 @@ func makeBase(ctx context.Context, r recipe, dir string) (err error) {
 			err = errors.Join(err, os.RemoveAll(part))
 		}
 	}()
-	debian, err := fetch(ctx, r)
+	all, _, err := debian.Fetch(ctx, debian.Source{Suite: r.suite, Packages: r.packages})
 	if err != nil {
 		return err
 	}
-	kernel, err := debian.glob("boot/vmlinuz-*")
+	kernel, err := all.Glob("boot/vmlinuz-*")
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(part, "vmlinuz"), kernel.data, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(part, "vmlinuz"), kernel.Data, 0o644); err != nil {
 		return err
 	}
-	archive, err := r.initramfs(ctx, debian)
+	archive, err := r.initramfs(ctx, all)
 	if err != nil {
 		return err
 	}
@@ -113,52 +112,26 @@ func makeBase(ctx context.Context, r recipe, dir string) (err error) {
 	return os.Rename(part, dir)
 }
 
-// initramfs picks what r names out of debian.
-func (r recipe) initramfs(ctx context.Context, debian tree) ([]byte, error) {
-	pick, err := debian.closure(r.files)
+// initramfs picks what r names out of all.
+func (r recipe) initramfs(ctx context.Context, all debian.Tree) ([]byte, error) {
+	pick, err := all.Closure(r.files)
 	if err != nil {
 		return nil, err
 	}
-	modules, err := debian.modules(ctx, r.modules)
+	modules, err := all.Modules(ctx, r.modules)
 	if err != nil {
 		return nil, err
 	}
 	for i, m := range modules {
-		pick[fmt.Sprintf("%s/%03d-%s.ko", strings.TrimPrefix(wire.ModuleDir, "/"), i, m.name)] = node{mode: unix.S_IFREG | 0o644, data: m.data}
+		pick[fmt.Sprintf("%s/%03d-%s.ko", strings.TrimPrefix(wire.ModuleDir, "/"), i, m.Name)] = debian.File(0o644, m.Data)
 	}
 	// Debian merged these into /usr, but no package brings the links.
 	for _, name := range []string{"bin", "sbin", "lib", "lib64"} {
-		pick[name] = node{mode: unix.S_IFLNK | 0o777, data: []byte("usr/" + name)}
+		pick[name] = debian.Link("usr/" + name)
 	}
-	pick["dev/console"] = node{mode: unix.S_IFCHR | 0o600, major: 5, minor: 1}
-	pick["root/.keep"] = node{mode: unix.S_IFREG | 0o600}
-	return pick.cpio(), nil
-}
-
-// fetch unpacks packages of Debian without running anything of them.
-func fetch(ctx context.Context, r recipe) (tree, error) {
-	var said tail
-	cmd := exec.CommandContext(ctx, "mmdebstrap", "--quiet", "--variant=extract", "--format=tar",
-		"--include="+strings.Join(r.packages, ","), r.suite, "-")
-	cmd.Stderr = &said
-	// It removes its temporary directory when it is asked to end.
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 10 * time.Second
-	archive, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting mmdebstrap: %w", err)
-	}
-	t, readErr := readTree(archive)
-	if readErr != nil {
-		_ = cmd.Cancel() // it must not go on waiting for a reader
-	}
-	if err := cmd.Wait(); err != nil {
-		return nil, errors.Join(readErr, fmt.Errorf("fetching packages with mmdebstrap: %w\n%s", err, said.String()))
-	}
-	return t, readErr
+	pick["dev/console"] = debian.Node{Mode: unix.S_IFCHR | 0o600, Major: 5, Minor: 1}
+	pick["root/.keep"] = debian.File(0o600, nil)
+	return pick.CPIO(), nil
 }
 
 // lock waits for the lock of the file path.

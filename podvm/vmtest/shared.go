@@ -10,8 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/sealpod/sealpod/podvm/debian"
 	"github.com/sealpod/sealpod/podvm/vmtest/internal/wire"
 )
 
@@ -87,9 +86,9 @@ func (s *shared) initramfs(c Config) (_ *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	own := tree{
-		"init":            {mode: unix.S_IFREG | 0o755, data: s.init},
-		rel(wire.JobPath): {mode: unix.S_IFREG | 0o600, data: job},
+	own := debian.Tree{
+		"init":                   debian.File(0o755, s.init),
+		debian.Rel(wire.JobPath): debian.File(0o600, job),
 	}
 	for there, here := range c.Files {
 		info, err := os.Stat(here)
@@ -100,7 +99,7 @@ func (s *shared) initramfs(c Config) (_ *os.File, err error) {
 		if err != nil {
 			return nil, err
 		}
-		own[merged(there)] = node{mode: unix.S_IFREG | uint32(info.Mode().Perm()), data: data}
+		own[debian.Merged(there)] = debian.File(uint32(info.Mode().Perm()), data)
 	}
 	common, err := os.ReadFile(s.base.initramfs)
 	if err != nil {
@@ -110,7 +109,7 @@ func (s *shared) initramfs(c Config) (_ *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, part := range [][]byte{common, own.cpio()} {
+	for _, part := range [][]byte{common, own.CPIO()} {
 		if _, err := f.Write(part); err != nil {
 			_ = f.Close()
 			return nil, err

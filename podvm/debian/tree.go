@@ -1,4 +1,4 @@
-package vmtest
+package debian
 
 import (
 	"archive/tar"
@@ -14,25 +14,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tree is a file system in memory: paths without a leading slash. Directories
+// Tree is a file system in memory: paths without a leading slash. Directories
 // above a path need no entry.
-type tree map[string]node
+type Tree map[string]Node
 
-// node is a regular file, a symbolic link or a device.
-type node struct {
-	mode         uint32 // type and permission bits, as stat(2)
-	data         []byte // or a link's target
-	major, minor uint32
+// Node is a regular file, a directory, a symbolic link or a device. Root owns
+// it.
+type Node struct {
+	Mode         uint32 // type and permission bits, as stat(2)
+	Data         []byte // of a file, or a link's target
+	Major, Minor uint32 // of a device
 }
 
-func (n node) kind() uint32 { return n.mode & unix.S_IFMT }
+// File is a regular file with these permission bits.
+func File(mode uint32, data []byte) Node { return Node{Mode: unix.S_IFREG | mode, Data: data} }
 
-// treeSize bounds what a tree takes; the standard one takes 130 MB.
+// Link is a symbolic link.
+func Link(target string) Node { return Node{Mode: unix.S_IFLNK | 0o777, Data: []byte(target)} }
+
+// Dir is a directory with these permission bits.
+func Dir(mode uint32) Node { return Node{Mode: unix.S_IFDIR | mode} }
+
+// Kind is the type of the node, such as unix.S_IFREG.
+func (n Node) Kind() uint32 { return n.Mode & unix.S_IFMT }
+
+// treeSize bounds what a tree takes; that of a pod VM takes 250 MB.
 const treeSize = 1 << 30
 
-// readTree reads an archive of files and links; directories come from the paths.
-func readTree(r io.Reader) (tree, error) {
-	t := tree{}
+// Read reads an archive of files, directories and links. Owners, times and device
+// nodes are left out.
+func Read(r io.Reader) (Tree, error) {
+	t := Tree{}
 	archive := tar.NewReader(io.LimitReader(r, treeSize))
 	for {
 		h, err := archive.Next()
@@ -42,37 +54,41 @@ func readTree(r io.Reader) (tree, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading the packages' files: %w", err)
 		}
-		name := rel(h.Name)
+		name := Rel(h.Name)
 		switch h.Typeflag {
 		case tar.TypeReg:
 			data, err := io.ReadAll(archive)
 			if err != nil {
 				return nil, fmt.Errorf("reading %s: %w", name, err)
 			}
-			t[name] = node{mode: unix.S_IFREG | uint32(h.Mode&0o7777), data: data}
+			t[name] = File(uint32(h.Mode&0o7777), data)
+		case tar.TypeDir:
+			if name != "" {
+				t[name] = Dir(uint32(h.Mode & 0o7777))
+			}
 		case tar.TypeSymlink:
-			t[name] = node{mode: unix.S_IFLNK | 0o777, data: []byte(h.Linkname)}
+			t[name] = Link(h.Linkname)
 		case tar.TypeLink:
-			t[name] = t[rel(h.Linkname)]
+			t[name] = t[Rel(h.Linkname)]
 		}
 	}
 }
 
-// rel makes a path one of a tree.
-func rel(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
+// Rel makes a path one of a tree.
+func Rel(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
 
-// glob returns the one file that pattern matches.
-func (t tree) glob(pattern string) (node, error) {
+// Glob returns the one file that pattern matches.
+func (t Tree) Glob(pattern string) (Node, error) {
 	var found []string
 	for name := range t {
 		if ok, err := path.Match(pattern, name); err != nil {
-			return node{}, err
+			return Node{}, err
 		} else if ok {
 			found = append(found, name)
 		}
 	}
 	if len(found) != 1 {
-		return node{}, fmt.Errorf("looking for one %s: found %d", pattern, len(found))
+		return Node{}, fmt.Errorf("looking for one %s: found %d", pattern, len(found))
 	}
 	return t[found[0]], nil
 }
@@ -80,10 +96,10 @@ func (t tree) glob(pattern string) (node, error) {
 // libraryDirs are where the dynamic linker looks.
 var libraryDirs = []string{"usr/lib/x86_64-linux-gnu", "usr/lib"}
 
-// closure returns the files named, what they link to, and every library that
+// Closure returns the files named, what they link to, and every library that
 // these need.
-func (t tree) closure(names []string) (tree, error) {
-	out := tree{}
+func (t Tree) Closure(names []string) (Tree, error) {
+	out := Tree{}
 	for todo := slices.Clone(names); len(todo) > 0; {
 		name := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
@@ -95,15 +111,15 @@ func (t tree) closure(names []string) (tree, error) {
 			return nil, fmt.Errorf("no package has the file %s", name)
 		}
 		out[name] = n
-		if n.kind() == unix.S_IFLNK {
-			target := string(n.data)
+		if n.Kind() == unix.S_IFLNK {
+			target := string(n.Data)
 			if !path.IsAbs(target) {
 				target = path.Join(path.Dir(name), target)
 			}
-			todo = append(todo, merged(target))
+			todo = append(todo, Merged(target))
 			continue
 		}
-		needs, err := t.needs(n.data)
+		needs, err := t.needs(n.Data)
 		if err != nil {
 			return nil, fmt.Errorf("looking for what %s needs: %w", name, err)
 		}
@@ -112,9 +128,9 @@ func (t tree) closure(names []string) (tree, error) {
 	return out, nil
 }
 
-// merged is where a path is since Debian has /bin and the like below /usr.
-func merged(name string) string {
-	name = rel(name)
+// Merged is where a path is since Debian has /bin and the like below /usr.
+func Merged(name string) string {
+	name = Rel(name)
 	switch top, _, _ := strings.Cut(name, "/"); top {
 	case "bin", "sbin", "lib", "lib64":
 		return "usr/" + name
@@ -125,7 +141,7 @@ func merged(name string) string {
 
 // needs returns the dynamic linker and libraries an ELF file names; other files
 // need nothing.
-func (t tree) needs(file []byte) ([]string, error) {
+func (t Tree) needs(file []byte) ([]string, error) {
 	if !bytes.HasPrefix(file, []byte(elf.ELFMAG)) {
 		return nil, nil
 	}
@@ -140,7 +156,7 @@ func (t tree) needs(file []byte) ([]string, error) {
 			if err != nil {
 				return nil, err
 			}
-			out = append(out, merged(strings.TrimRight(string(linker), "\x00")))
+			out = append(out, Merged(strings.TrimRight(string(linker), "\x00")))
 		}
 	}
 	libraries, err := f.ImportedLibraries()

@@ -1,4 +1,4 @@
-package vmtest
+package debian
 
 import (
 	"bytes"
@@ -6,19 +6,19 @@ import (
 	"maps"
 	"path"
 	"slices"
-
-	"golang.org/x/sys/unix"
 )
 
-// cpio returns the tree as an archive the kernel takes for its initramfs, owned
+// CPIO returns the tree as an archive the kernel takes for its initramfs, owned
 // by root. Archives can follow each other; the last to name a path wins.
 // Source: linux Documentation/driver-api/early-userspace/buffer-format.rst.
-func (t tree) cpio() []byte {
-	all := tree{}
+func (t Tree) CPIO() []byte {
+	all := Tree{}
 	maps.Copy(all, t)
 	for name := range t {
 		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
-			all[dir] = node{mode: unix.S_IFDIR | 0o755}
+			if _, ok := all[dir]; !ok {
+				all[dir] = Dir(0o755)
+			}
 		}
 	}
 	var out bytes.Buffer
@@ -28,25 +28,25 @@ func (t tree) cpio() []byte {
 		inode++
 		cpioEntry(&out, inode, name, all[name])
 	}
-	cpioEntry(&out, 0, "TRAILER!!!", node{})
+	cpioEntry(&out, 0, "TRAILER!!!", Node{})
 	pad(&out, 512)
 	return out.Bytes()
 }
 
 // cpioEntry writes one entry: a header of hexadecimal numbers, the name with a
 // zero byte, the content; each part ends on a multiple of four bytes.
-func cpioEntry(out *bytes.Buffer, inode int, name string, n node) {
+func cpioEntry(out *bytes.Buffer, inode int, name string, n Node) {
 	out.WriteString("070701")
 	for _, field := range []uint32{
-		uint32(inode), n.mode, 0, 0, 1, 0, // uid, gid, links, time
-		uint32(len(n.data)), 0, 0, n.major, n.minor, uint32(len(name) + 1), 0,
+		uint32(inode), n.Mode, 0, 0, 1, 0, // uid, gid, links, time
+		uint32(len(n.Data)), 0, 0, n.Major, n.Minor, uint32(len(name) + 1), 0,
 	} {
 		fmt.Fprintf(out, "%08x", field)
 	}
 	out.WriteString(name)
 	out.WriteByte(0)
 	pad(out, 4)
-	out.Write(n.data)
+	out.Write(n.Data)
 	pad(out, 4)
 }
 

@@ -1,4 +1,4 @@
-package vmtest
+package debian
 
 import (
 	"bytes"
@@ -10,29 +10,29 @@ import (
 	"strings"
 )
 
-// module is a kernel module, uncompressed.
-type module struct {
-	name string
-	data []byte
+// Module is a kernel module, uncompressed.
+type Module struct {
+	Name string
+	Data []byte
 }
 
-// modules returns the kernel modules named and all they need, each after what it
+// Modules returns the kernel modules named and all they need, each after what it
 // needs. What is built into the kernel is left out.
-func (t tree) modules(ctx context.Context, names []string) ([]module, error) {
+func (t Tree) Modules(ctx context.Context, names []string) ([]Module, error) {
 	paths, builtin := map[string]string{}, map[string]bool{}
 	for name, n := range t {
 		if !strings.HasPrefix(name, "usr/lib/modules/") {
 			continue
 		}
 		if path.Base(name) == "modules.builtin" {
-			for line := range strings.Lines(string(n.data)) {
+			for line := range strings.Lines(string(n.Data)) {
 				builtin[moduleName(strings.TrimSpace(line))] = true
 			}
 		} else if strings.HasSuffix(name, ".ko") || strings.HasSuffix(name, ".ko.xz") {
 			paths[moduleName(name)] = name
 		}
 	}
-	var out []module
+	var out []Module
 	seen := map[string]bool{}
 	var add func(name string) error
 	add = func(name string) error {
@@ -44,7 +44,7 @@ func (t tree) modules(ctx context.Context, names []string) ([]module, error) {
 		if !ok {
 			return fmt.Errorf("the kernel has no module %s", name)
 		}
-		data, err := inflate(ctx, file, t[file].data)
+		data, err := inflate(ctx, file, t[file].Data)
 		if err != nil {
 			return err
 		}
@@ -57,7 +57,7 @@ func (t tree) modules(ctx context.Context, names []string) ([]module, error) {
 				return err
 			}
 		}
-		out = append(out, module{name, data})
+		out = append(out, Module{name, data})
 		return nil
 	}
 	for _, name := range names {
