@@ -24,8 +24,8 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// MaxBytes caps a document.
-const MaxBytes = 4 << 20
+// MaxBytes caps a document, as measured.
+const MaxBytes = 8 << 20
 
 // ErrInitData says that bytes are not an init data document.
 var ErrInitData = errors.New("invalid init data")

@@ -38,8 +38,14 @@ const TEE = "snp"
 // provider is what the kernel's SNP driver calls itself in configfs.
 const provider = "sev_guest"
 
-// ErrInitData says that the init data is not what the guest was launched with.
-var ErrInitData = errors.New("init data differs from HOST_DATA")
+// What BindInitData tells apart.
+var (
+	// ErrInitData says that the init data is not what the guest was launched with.
+	ErrInitData = errors.New("init data differs from HOST_DATA")
+	// ErrNoInitData says, beside ErrInitData, that the guest was launched with
+	// none.
+	ErrNoInitData = errors.New("HOST_DATA is zero")
+)
 
 // Evidence is the wire form of SNP evidence.
 type Evidence struct {
@@ -100,7 +106,8 @@ func (a *Attester) Evidence(ctx context.Context, reportData []byte) (json.RawMes
 }
 
 // BindInitData compares digest, cut or padded with zeros to 32 bytes, with
-// HOST_DATA, which the host set at launch. Errors: ErrInitData.
+// HOST_DATA, which the host set at launch. Errors: ErrInitData, with
+// ErrNoInitData when the host set nothing.
 func (a *Attester) BindInitData(ctx context.Context, digest []byte) error {
 	raw, _, err := a.collect(ctx, [tsm.ReportDataSize]byte{})
 	if err != nil {
@@ -111,11 +118,16 @@ func (a *Attester) BindInitData(ctx context.Context, digest []byte) error {
 	}
 	launched, want := raw[0xc0:0xe0], make([]byte, 32)
 	copy(want, digest)
-	if !bytes.Equal(want, launched) {
+	switch {
+	case bytes.Equal(want, launched):
+		return nil
+	case bytes.Equal(launched, make([]byte, len(want))):
+		return podvm.Explain(fmt.Errorf("%w: init data %x: %w", ErrInitData, want, ErrNoInitData),
+			"this guest was launched without init data (HOST_DATA is zero)")
+	default:
 		return podvm.Explain(fmt.Errorf("%w: init data %x, launched with %x", ErrInitData, want, launched),
 			"the init data is not the one this guest was launched with (HOST_DATA)")
 	}
-	return nil
 }
 
 // collect gets a report and the host's certificate table, which may be empty,

@@ -331,7 +331,7 @@ func TestBindInitData(t *testing.T) {
 		"SHA-384 is cut":    {fill(32), fill(48), nil},
 		"short is padded":   {fill(20), fill(20), nil},
 		"one byte differs":  {fill(32), append(fill(31), 0), ErrInitData},
-		"nothing at launch": {nil, fill(32), ErrInitData},
+		"nothing at launch": {nil, fill(32), ErrNoInitData},
 	} {
 		t.Run(name, func(t *testing.T) {
 			raw, _ := golden(t, "milan-v3")

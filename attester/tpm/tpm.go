@@ -48,6 +48,15 @@ const (
 // ErrHandle says that AA_TPM_AK_HANDLE is not the handle of a persistent key.
 var ErrHandle = errors.New("AA_TPM_AK_HANDLE is not the handle of a persistent key")
 
+// What BindInitData tells apart.
+var (
+	// ErrNoTPM says that the machine has no TPM.
+	ErrNoTPM = vtpm.ErrNoTPM
+	// ErrInitData says that PCR 8 holds something else, or cannot hold a digest
+	// of that length.
+	ErrInitData = vtpm.ErrInitData
+)
+
 // Evidence is the wire form of evidence.
 type Evidence struct {
 	TPMQuote Quote `json:"tpm_quote"`
@@ -153,7 +162,8 @@ func (a *Attester) evidence(ctx context.Context, data []byte) (e Evidence, err e
 }
 
 // BindInitData ties digest, which must be of 32 bytes, to PCR 8. Doing it again
-// changes nothing until the next boot. Errors: vtpm.ErrInitData.
+// changes nothing until the next boot. It takes no attestation key. Errors:
+// ErrNoTPM, ErrInitData and those of package vtpm.
 func (a *Attester) BindInitData(ctx context.Context, digest []byte) error {
 	return a.tpm.BindInitData(ctx, digest)
 }

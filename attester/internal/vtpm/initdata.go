@@ -18,6 +18,9 @@ const InitDataPCR = 8
 // 32 bytes, or the PCR holds something else.
 var ErrInitData = errors.New("init data cannot be bound to PCR 8")
 
+// ErrDigestSize says, beside ErrInitData, that the digest is not of 32 bytes.
+var ErrDigestSize = errors.New("not a SHA-256 digest")
+
 // BindInitData ties digest to PCR 8, as (*Conn).BindInitData does, and explains
 // what went wrong. Errors: ErrInitData and those of Do.
 func (t *TPM) BindInitData(ctx context.Context, digest []byte) error {
@@ -29,10 +32,10 @@ func (t *TPM) BindInitData(ctx context.Context, digest []byte) error {
 // expects. The PCR itself tells what is to be done, so any number of starts
 // between two boots bind once, whoever bound first and wherever one stopped.
 //
-// Errors: ErrInitData.
+// Errors: ErrInitData, beside it ErrDigestSize.
 func (c *Conn) BindInitData(digest []byte) error {
 	if len(digest) != PCRSize {
-		return podvm.Explain(fmt.Errorf("%w: a digest of %d bytes", ErrInitData, len(digest)),
+		return podvm.Explain(fmt.Errorf("%w: a digest of %d bytes: %w", ErrInitData, len(digest), ErrDigestSize),
 			"init data of a machine with a vTPM must use the algorithm sha256")
 	}
 	unset := make([]byte, PCRSize)
