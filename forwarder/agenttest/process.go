@@ -1,0 +1,121 @@
+package agenttest
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// The environment of a child: what to listen on, what to write the journal to,
+// and whether it is Config.Plain.
+const (
+	socketEnv  = "SEALPOD_AGENTTEST_SOCKET"
+	journalEnv = "SEALPOD_AGENTTEST_JOURNAL"
+	plainEnv   = "SEALPOD_AGENTTEST_PLAIN"
+)
+
+// Main is for the beginning of TestMain: in a child that StartProcess made it
+// serves an Agent and does not return, elsewhere it does nothing.
+func Main() {
+	path := os.Getenv(socketEnv)
+	if path == "" {
+		return
+	}
+	if err := serveChild(path); err != nil {
+		fmt.Fprintln(os.Stderr, "agenttest:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// serveChild serves until the parent closes standard input, or is gone.
+func serveChild(path string) error {
+	cfg := Config{Plain: os.Getenv(plainEnv) != ""}
+	if name := os.Getenv(journalEnv); name != "" {
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		cfg.Journal = f
+	}
+	// As the unit of kata-agent does after an agent that was killed.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	return New(cfg).Serve(ctx, l)
+}
+
+// Process is an Agent in a process of its own.
+type Process struct {
+	cmd   *exec.Cmd
+	stdin io.Closer
+}
+
+// ProcessConfig says how a Process behaves.
+type ProcessConfig struct {
+	Socket  string // where it listens; what is there is removed
+	Journal string // a file to append to; "" for none
+	Plain   bool   // see Config
+}
+
+// StartProcess starts a Process and returns when it listens. The test binary's
+// TestMain must call Main. It ends with the test, or with Kill or Stop.
+func StartProcess(t testing.TB, cfg ProcessConfig) *Process {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe") //nolint:noctx // it ends with the test
+	cmd.Env = append(os.Environ(), socketEnv+"="+cfg.Socket, journalEnv+"="+cfg.Journal)
+	if cfg.Plain {
+		cmd.Env = append(cmd.Env, plainEnv+"=1")
+	}
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &Process{cmd, stdin}
+	t.Cleanup(p.Kill)
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("the agent's process said %q, %v", line, err)
+	}
+	return p
+}
+
+// Pid returns the process's number.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Kill kills the process with SIGKILL and waits for it. It may be called again.
+func (p *Process) Kill() {
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait()
+}
+
+// Stop ends the process in order and returns how that went.
+func (p *Process) Stop() error {
+	return errors.Join(p.stdin.Close(), p.cmd.Wait())
+}
