@@ -1,12 +1,38 @@
 package relay
 
-import "github.com/sealpod/sealpod/podvm/metrics"
+import (
+	"sync/atomic"
 
-// Metrics counts what relays do. The zero value counts and shows nothing.
-type Metrics struct{}
+	"github.com/sealpod/sealpod/podvm/metrics"
+)
 
-// NewMetrics returns Metrics that are shown in set.
+// Metrics counts what relays do. The zero value counts and shows nothing. It is
+// safe for concurrent use.
+type Metrics struct {
+	open                        atomic.Int64
+	dials, dialFailures, lost   atomic.Uint64
+	passed, intercepted, failed atomic.Uint64
+	toAgent, toHost             atomic.Uint64
+}
+
+// NewMetrics returns Metrics that set shows.
 func NewMetrics(set *metrics.Set) *Metrics {
-	_ = set
-	return new(Metrics)
+	m := new(Metrics)
+	set.Gauge("sealpod_forwarder_connections", "Host connections that are open.", func() float64 { return float64(m.open.Load()) })
+	for _, c := range []struct {
+		name, help string
+		from       *atomic.Uint64
+	}{
+		{"agent_dials", "Attempts to connect to the agent.", &m.dials},
+		{"agent_dial_failures", "Attempts to connect to the agent that failed.", &m.dialFailures},
+		{"agent_losses", "Agent connections that ended before their host connection.", &m.lost},
+		{"calls_passed", "Calls passed to the agent as they were.", &m.passed},
+		{"calls_intercepted", "Calls that were changed on their way, or not passed.", &m.intercepted},
+		{"calls_failed", "Frames and calls answered by the forwarder itself.", &m.failed},
+		{"to_agent_bytes", "Bytes of frames that came from hosts.", &m.toAgent},
+		{"to_host_bytes", "Bytes of frames sent to hosts.", &m.toHost},
+	} {
+		set.CounterFunc("sealpod_forwarder_"+c.name+"_total", c.help, func() float64 { return float64(c.from.Load()) })
+	}
+	return m
 }

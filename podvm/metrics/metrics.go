@@ -43,7 +43,7 @@ type family struct {
 	name, help, kind string
 	labels           []string
 	series           map[string]float64 // by labels in braces
-	read             func() float64     // of a gauge
+	read             func() float64     // instead of series
 }
 
 // New returns a set that has the build's version as PREFIX_build_info.
@@ -83,6 +83,14 @@ func (s *Set) Gauge(name, help string, read func() float64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.families[name] = &family{name: name, help: help, kind: "gauge", read: read}
+}
+
+// CounterFunc adds a counter without labels that is read when it is asked for:
+// for what is counted too often for Counter. read must not use the set.
+func (s *Set) CounterFunc(name, help string, read func() float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.families[name] = &family{name: name, help: help, kind: "counter", read: read}
 }
 
 // Add adds n, which is not negative. values are those of the counter's labels,

@@ -15,6 +15,7 @@ func TestText(t *testing.T) {
 	plain := s.Counter("b_total", "Things.")
 	labelled := s.Counter("a_bytes_total", "Bytes by what.", "what", "how")
 	s.Gauge("c", "Now.", func() float64 { return 1.5 })
+	s.CounterFunc("d_total", "So far.", func() float64 { return 3 })
 	plain.Add(1 << 40)
 	labelled.Add(2, "x", `q"uo\te`+"\n\xff")
 	labelled.Inc("x")
@@ -29,6 +30,9 @@ b_total 1099511627776
 # HELP c Now.
 # TYPE c gauge
 c 1.5
+# HELP d_total So far.
+# TYPE d_total counter
+d_total 3
 `
 	if got, _, _ = strings.Cut(got, "# HELP sealpod_build_info"); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
