@@ -64,12 +64,14 @@ func (m *Manager) format(ctx context.Context, v Volume, d disk) error {
 	}
 	m.log.Info("Formatting an empty disk", "volume", v.Name, "device", d.path, "fs", v.FSType)
 	start := time.Now()
-	args := []string{"-q", "-F", d.path}
+	// Neither is told to overwrite what it finds itself. An ext3 is for mkfs.ext4 to
+	// make, which images have anyway.
+	program, args := "mkfs.ext4", []string{"-q", "-t", v.FSType, d.path}
 	if v.FSType == "xfs" {
-		args = []string{"-q", d.path} // -f would overwrite what it finds
+		program, args = "mkfs.xfs", []string{"-q", d.path}
 	}
-	if _, err := m.run.Run(ctx, nil, "mkfs."+v.FSType, args...); err != nil {
-		return tool.Explain("making the file system", err, "mkfs."+v.FSType+" failed on the disk")
+	if _, err := m.run.Run(ctx, nil, program, args...); err != nil {
+		return tool.Explain("making the file system", err, program+" failed on the disk")
 	}
 	m.log.Info("Formatted", "volume", v.Name, "dur", time.Since(start))
 	return nil

@@ -26,11 +26,11 @@ const mapperDir = "/dev/mapper/"
 // Source: LUKS2 On-Disk Format Specification 1.1.3, §2.1.
 const luksMagic = "LUKS\xba\xbe"
 
-// secureMount has the data hub open or make the volume and mount it on path.
+// secureMount has the data hub open or make the volume and mount it in its place.
 // Source: cloud-api-adaptor
 // src/cloud-api-adaptor/pkg/forwarder/interceptor/{interceptor,cdh_client}.go at
 // fbdde756.
-func (m *Manager) secureMount(ctx context.Context, v Volume, d disk, path string) error {
+func (m *Manager) secureMount(ctx context.Context, v Volume, d disk) error {
 	if m.hub == nil {
 		return podvm.Explain(errors.New("no data hub"), "encrypted cloud volumes need the data hub, which this pod VM has not")
 	}

@@ -106,9 +106,9 @@ func (m *Manager) attach(ctx context.Context, v Volume) (_ string, err error) {
 	} else {
 		defer unlock()
 	}
-	how := "mounted"
+	how := "opened by the data hub"
 	if v.Encrypted() {
-		how, err = "opened by the data hub", m.secureMount(ctx, v, disk, place.path)
+		err = m.secureMount(ctx, v, disk)
 	} else {
 		how, err = m.mountPlain(ctx, v, disk, place)
 	}

@@ -42,7 +42,7 @@ const maxOutput = 256 << 10
 
 // packages names the Debian package of each program, for the hint.
 var packages = map[string]string{
-	"cryptsetup": "cryptsetup-bin", "mkfs.ext4": "e2fsprogs", "mkfs.ext3": "e2fsprogs", "mkfs.xfs": "xfsprogs",
+	"cryptsetup": "cryptsetup-bin", "mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs",
 	"blkid": "util-linux", "udevadm": "udev",
 	"zpool": "zfsutils-linux", "zfs": "zfsutils-linux", "gocryptfs": "gocryptfs", "fusermount3": "fuse3",
 }
