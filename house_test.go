@@ -54,7 +54,7 @@ var rank = map[string]int{
 	"api": 0, "podvm": 0,
 	"kbs":      1,
 	"attester": 2, "imagepull": 2,
-	"cdh": 3, "forwarder": 3, "podvm/userdata": 3,
+	"cdh": 3, "forwarder": 3, "model": 3, "podvm/userdata": 3,
 	"podvm/doctor": 4, "relyingparty": 4, "teesim": 4, "imageseal": 4,
 	"podvm/image": 5, "cmd": 5,
 }
@@ -102,7 +102,8 @@ func forTests(path string) bool {
 
 // ownerSide may never be part of the guest's trusted computing base.
 var ownerSide = []string{
-	module + "relyingparty", module + "teesim", module + "imageseal", module + "kbs/admin", module + "cdh/secret/seal", module + "podvm/image",
+	module + "relyingparty", module + "teesim", module + "imageseal", module + "kbs/admin", module + "cdh/secret/seal", module + "model/sealed/seal",
+	module + "podvm/image",
 	"github.com/open-policy-agent/opa",
 	"github.com/google/go-containerregistry/pkg/registry",
 	"github.com/hanwen/go-fuse/v2",
