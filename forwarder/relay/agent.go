@@ -26,7 +26,7 @@ type agent struct {
 
 // newAgent starts reading from conn.
 func (s *session) newAgent(conn net.Conn) *agent {
-	a := &agent{s: s, in: newReader(conn, agentBuffer), out: writer{conn: conn}, streams: map[uint32]uint32{}}
+	a := &agent{s: s, in: newReader(conn, agentBuffer), out: newWriter(conn), streams: map[uint32]uint32{}}
 	a.release = s.closeWith(conn)
 	s.owned.Go(a.run)
 	return a

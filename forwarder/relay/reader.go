@@ -23,6 +23,7 @@ var ErrHalfFrame = errors.New("a frame is not completed")
 // waits for ever.
 type reader struct {
 	conn       net.Conn
+	socket     *Socket // under conn, or nil
 	buf        []byte
 	start, end int       // of what is read in buf and not given out
 	large      *[]byte   // the frame given out last, if it did not fit buf
@@ -31,7 +32,7 @@ type reader struct {
 }
 
 func newReader(conn net.Conn, size int) *reader {
-	return &reader{conn: conn, buf: make([]byte, size)}
+	return &reader{conn: conn, socket: socketUnder(conn), buf: make([]byte, size)}
 }
 
 // next returns the frames that are there, one after the other and at least one.
@@ -121,6 +122,9 @@ func (r *reader) read(p []byte, size int) (int, error) {
 		n, err := r.conn.Read(p)
 		switch {
 		case n > 0:
+			if r.socket != nil {
+				n += r.socket.readMore(r.conn, p[n:])
+			}
 			return n, nil // an error comes again
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			// The deadline may be that of an earlier frame.

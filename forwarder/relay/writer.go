@@ -14,6 +14,8 @@ const (
 	// is enough to be cut off.
 	writeTime = 30 * time.Second
 	writeStep = 256 << 10
+	// corkFrom is from how many bytes on more than one TLS record is written.
+	corkFrom = 16 << 10
 )
 
 // ErrNotReading says that a peer did not read what was sent to it in time.
@@ -21,15 +23,22 @@ var ErrNotReading = errors.New("the peer does not read")
 
 // writer sends frames. Whoever sends holds mu.
 type writer struct {
-	mu    sync.Mutex
-	conn  net.Conn
-	armed time.Time // the write deadline, which is left standing
+	mu     sync.Mutex
+	conn   net.Conn
+	socket *Socket   // under conn, or nil
+	armed  time.Time // the write deadline, which is left standing
 }
+
+func newWriter(conn net.Conn) writer { return writer{conn: conn, socket: socketUnder(conn)} }
 
 // send writes p and returns how much of it the peer may have got. After an error
 // the connection is of no use. mu is held.
-func (w *writer) send(p []byte) (int, error) {
-	for sent := 0; ; {
+func (w *writer) send(p []byte) (sent int, err error) {
+	if w.socket != nil && len(p) > corkFrom {
+		w.socket.cork()
+		defer func() { err = errors.Join(err, w.socket.uncork()) }()
+	}
+	for {
 		if now := time.Now(); w.armed.Sub(now) < writeTime/2 {
 			w.armed = now.Add(writeTime)
 			if err := w.conn.SetWriteDeadline(w.armed); err != nil {
