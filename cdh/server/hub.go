@@ -24,6 +24,7 @@ import (
 	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/metrics"
+	"github.com/sealpod/sealpod/podvm/notify"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
@@ -166,6 +167,10 @@ func Run(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (er
 	watched := metrics.Listen(ctx, cfg.Metrics.Listen, path, h.count.set, h.status, log)
 	g.Go(func() error { watched.Serve(gctx); return nil })
 	g.Go(func() error { return rpc.Serve(gctx, l, log, h.Register) })
+	g.Go(func() error {
+		notify.Serving(gctx, log, func(ctx context.Context) error { return rpc.Answers(ctx, path) })
+		return nil
+	})
 	log.Info("Ready", "socket", path, "kbc", cfg.KBC.Name)
 	return g.Wait()
 }

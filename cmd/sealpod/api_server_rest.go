@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 
 	"github.com/spf13/cobra"
 
 	"github.com/sealpod/sealpod/cdh/rest"
 	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/notify"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
@@ -67,6 +69,13 @@ func (f restFlags) run() error {
 			return err
 		}
 		log.Info("Ready", "addr", l.Addr().String(), "features", f.config.Features)
+		ctx, stop := context.WithCancel(ctx)
+		var watching sync.WaitGroup
+		defer watching.Wait()
+		defer stop()
+		watching.Go(func() {
+			notify.Serving(ctx, log, func(ctx context.Context) error { return rest.Answers(ctx, l.Addr()) })
+		})
 		return rest.Serve(ctx, l, h, log)
 	})
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/metrics"
+	"github.com/sealpod/sealpod/podvm/notify"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
@@ -119,6 +120,9 @@ func (f agentFlags) serve(ctx context.Context, at endpoint, config server.Config
 		}
 		log.Warn("Every process of this network namespace may ask for evidence and tokens", "address", l.Addr())
 		log.Info("Ready", "address", l.Addr(), "tee", tees.TEE(), "devices", tees.DeviceTEEs())
+		watching.Go(func() {
+			notify.Serving(ctx, log, func(ctx context.Context) error { return rpc.AnswersGRPC(ctx, l.Addr().String()) })
+		})
 		return rpc.ServeGRPC(ctx, l, log, rpc.AgentLimits, agent.RegisterGRPC)
 	}
 	l, err := rpc.Listen(ctx, at.socket)
@@ -126,6 +130,9 @@ func (f agentFlags) serve(ctx context.Context, at endpoint, config server.Config
 		return err
 	}
 	log.Info("Ready", "socket", at.socket, "tee", tees.TEE(), "devices", tees.DeviceTEEs())
+	watching.Go(func() {
+		notify.Serving(ctx, log, func(ctx context.Context) error { return rpc.Answers(ctx, at.socket) })
+	})
 	return rpc.Serve(ctx, l, log, agent.Register)
 }
 

@@ -137,6 +137,9 @@ type listener struct {
 	err  error
 }
 
+// Addr is the address others connect to, not the one that was bound.
+func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
+
 func (l *listener) Close() error {
 	l.once.Do(func() {
 		l.err = l.Listener.Close()
