@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
-	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
+	"github.com/sealpod/sealpod/attester/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )

@@ -21,7 +21,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 
 	"github.com/sealpod/sealpod/attester/internal/vtpm"
-	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
+	"github.com/sealpod/sealpod/attester/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )

@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
+	"github.com/sealpod/sealpod/attester/vtpmtest"
 )
 
 // BenchmarkEvidence makes evidence with new report data each time. tpm-ns/op is

@@ -22,7 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sealpod/sealpod/attester/internal/vtpm"
-	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
+	"github.com/sealpod/sealpod/attester/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -64,6 +65,8 @@ type Agent struct {
 	kbs      *kbs.Client   // nil without a usable KBS
 	as       *kbs.ASClient // nil without a usable attestation service
 	unusable map[string]error
+	last     atomic.Pointer[Attestation] // nil before the first one ended
+	initData InitData
 	started  time.Time
 	count    *counters
 }
@@ -77,7 +80,7 @@ func New(d Deps) *Agent {
 		d.Log = slog.Default()
 	}
 	a := &Agent{tees: d.TEEs, asked: asked{d.TEEs, make(gate.Gate, maxEvidence)}, events: d.EventLog, eventsOn: d.Config.EventLog.Enable,
-		recorded: d.InitData.Recorded, unusable: map[string]error{}, started: time.Now()}
+		recorded: d.InitData.Recorded, initData: d.InitData, unusable: map[string]error{}, started: time.Now()}
 	a.count = newCounters(a.started)
 	if a.eventsOn && a.events == nil {
 		d.Log.Warn("The event log is enabled but this TEE cannot extend measurements", "tee", d.TEEs.TEE())
@@ -92,10 +95,11 @@ func New(d Deps) *Agent {
 				init = &kbs.InitData{Format: "toml", Body: doc.Text}
 			}
 			a.tokens = newTokens(func(ctx context.Context) (*kbs.Token, error) {
-				start := time.Now()
-				tok, err := a.kbs.Attest(ctx, d.TEEs, init, c.TEEKeyAlgorithm)
-				a.count.attestations.Inc(result(err))
-				a.count.seconds.Add(time.Since(start).Seconds())
+				last := newAttestation(time.Now())
+				tok, err := a.kbs.Attest(kbs.WithSteps(ctx, last.step), d.TEEs, init, c.TEEKeyAlgorithm)
+				last.end(err)
+				a.last.Store(last)
+				a.count.attested(last)
 				return tok, err
 			}, c.cache(), d.Log)
 		}

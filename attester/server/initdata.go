@@ -34,6 +34,8 @@ type InitData struct {
 	// Recorded is the digest that is the first event of RTMR3, nil if the TEE
 	// binds init data by itself.
 	Recorded []byte
+	// Digest is what the evidence vouches for, nil for nothing.
+	Digest []byte
 }
 
 // BindInitData ties init data to the evidence at start: the document at
@@ -77,6 +79,7 @@ func BindInitData(ctx context.Context, c Config, tees *attester.Set, host podvm.
 	case err != nil:
 		return InitData{}, err
 	default:
+		out.Digest = sum
 		log.Info("Init data is bound", "tee", tees.TEE(), "digest", fmt.Sprintf("%x", sum), "rtmr3", out.Recorded != nil)
 	}
 	return out, nil

@@ -13,11 +13,11 @@ import (
 	"github.com/sealpod/sealpod/attester"
 	"github.com/sealpod/sealpod/attester/initdata"
 	"github.com/sealpod/sealpod/attester/internal/vtpm"
-	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
 	"github.com/sealpod/sealpod/attester/sample"
 	"github.com/sealpod/sealpod/attester/snp"
 	"github.com/sealpod/sealpod/attester/tdx"
 	"github.com/sealpod/sealpod/attester/tpm"
+	"github.com/sealpod/sealpod/attester/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )

@@ -44,6 +44,7 @@ type tokens struct {
 
 	mu      sync.Mutex
 	current *kbs.Token // nil when there is none
+	since   time.Time  // when it arrived
 	renewAt time.Time
 	flight  *flight // the attestation that new callers join; nil if none
 }
@@ -126,7 +127,7 @@ func (t *tokens) run(f *flight) {
 	now := time.Now()
 	t.log.Info("Attested", "dur", now.Sub(start), "expires", f.tok.Expires())
 	if life := lifeOf(f.tok, now); t.keep && life > 0 {
-		t.current, t.renewAt = f.tok, now.Add(life/5*4)
+		t.current, t.since, t.renewAt = f.tok, now, now.Add(life/5*4)
 	}
 }
 
@@ -136,6 +137,16 @@ func lifeOf(tok *kbs.Token, now time.Time) time.Duration {
 		return tok.Expires().Sub(issued)
 	}
 	return tok.Expires().Sub(now)
+}
+
+// status describes the token that is kept; nil if there is none.
+func (t *tokens) status() *Token {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.current == nil {
+		return nil
+	}
+	return &Token{Since: t.since, Renewed: t.renewAt, Expires: t.current.Expires()}
 }
 
 // drop forgets the token, and keeps later callers from joining an attestation

@@ -23,7 +23,7 @@ import (
 
 	"github.com/sealpod/sealpod/attester/eventlog"
 	"github.com/sealpod/sealpod/attester/internal/vtpm"
-	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
+	"github.com/sealpod/sealpod/attester/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sealpod/sealpod/attester/internal/vtpm/vtpmtest"
+	"github.com/sealpod/sealpod/attester/vtpmtest"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )

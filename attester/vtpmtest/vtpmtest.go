@@ -1,5 +1,5 @@
 // Package vtpmtest runs a real software TPM, swtpm, for tests of the attesters
-// that use one, and a front before it in which a test can do what the world
+// and of process-user-data, which use one, and a front before it in which a test can do what the world
 // around a TPM does: a paravisor that renews its report, another program that
 // extends a PCR, a TPM that lies.
 //
