@@ -80,6 +80,7 @@ func (HealthCheckResponse_ServingStatus) EnumDescriptor() ([]byte, []int) {
 type CreateContainerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Storages      []*Storage             `protobuf:"bytes,5,rep,name=storages,proto3" json:"storages,omitempty"`
 	OCI           *Spec                  `protobuf:"bytes,6,opt,name=OCI,proto3" json:"OCI,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -122,6 +123,13 @@ func (x *CreateContainerRequest) GetContainerId() string {
 	return ""
 }
 
+func (x *CreateContainerRequest) GetStorages() []*Storage {
+	if x != nil {
+		return x.Storages
+	}
+	return nil
+}
+
 func (x *CreateContainerRequest) GetOCI() *Spec {
 	if x != nil {
 		return x.OCI
@@ -132,7 +140,6 @@ func (x *CreateContainerRequest) GetOCI() *Spec {
 // The container's OCI runtime configuration.
 type Spec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Root          *Root                  `protobuf:"bytes,3,opt,name=Root,proto3" json:"Root,omitempty"`
 	Mounts        []*Mount               `protobuf:"bytes,5,rep,name=Mounts,proto3" json:"Mounts,omitempty"`
 	Annotations   map[string]string      `protobuf:"bytes,7,rep,name=Annotations,proto3" json:"Annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Linux         *Linux                 `protobuf:"bytes,8,opt,name=Linux,proto3" json:"Linux,omitempty"`
@@ -170,13 +177,6 @@ func (*Spec) Descriptor() ([]byte, []int) {
 	return file_agent_agent_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *Spec) GetRoot() *Root {
-	if x != nil {
-		return x.Root
-	}
-	return nil
-}
-
 func (x *Spec) GetMounts() []*Mount {
 	if x != nil {
 		return x.Mounts
@@ -198,27 +198,28 @@ func (x *Spec) GetLinux() *Linux {
 	return nil
 }
 
-type Root struct {
+// What the agent itself mounts before it makes the container.
+type Storage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          string                 `protobuf:"bytes,1,opt,name=Path,proto3" json:"Path,omitempty"`
+	MountPoint    string                 `protobuf:"bytes,6,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Root) Reset() {
-	*x = Root{}
+func (x *Storage) Reset() {
+	*x = Storage{}
 	mi := &file_agent_agent_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Root) String() string {
+func (x *Storage) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Root) ProtoMessage() {}
+func (*Storage) ProtoMessage() {}
 
-func (x *Root) ProtoReflect() protoreflect.Message {
+func (x *Storage) ProtoReflect() protoreflect.Message {
 	mi := &file_agent_agent_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -230,14 +231,14 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Root.ProtoReflect.Descriptor instead.
-func (*Root) Descriptor() ([]byte, []int) {
+// Deprecated: Use Storage.ProtoReflect.Descriptor instead.
+func (*Storage) Descriptor() ([]byte, []int) {
 	return file_agent_agent_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *Root) GetPath() string {
+func (x *Storage) GetMountPoint() string {
 	if x != nil {
-		return x.Path
+		return x.MountPoint
 	}
 	return ""
 }
@@ -1219,22 +1220,22 @@ var File_agent_agent_proto protoreflect.FileDescriptor
 
 const file_agent_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x11agent/agent.proto\x12\x04grpc\x1a\x1bgoogle/protobuf/empty.proto\"Y\n" +
+	"\x11agent/agent.proto\x12\x04grpc\x1a\x1bgoogle/protobuf/empty.proto\"\x84\x01\n" +
 	"\x16CreateContainerRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x1c\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12)\n" +
+	"\bstorages\x18\x05 \x03(\v2\r.grpc.StorageR\bstorages\x12\x1c\n" +
 	"\x03OCI\x18\x06 \x01(\v2\n" +
-	".grpc.SpecR\x03OCI\"\xed\x01\n" +
-	"\x04Spec\x12\x1e\n" +
-	"\x04Root\x18\x03 \x01(\v2\n" +
-	".grpc.RootR\x04Root\x12#\n" +
+	".grpc.SpecR\x03OCI\"\xcd\x01\n" +
+	"\x04Spec\x12#\n" +
 	"\x06Mounts\x18\x05 \x03(\v2\v.grpc.MountR\x06Mounts\x12=\n" +
 	"\vAnnotations\x18\a \x03(\v2\x1b.grpc.Spec.AnnotationsEntryR\vAnnotations\x12!\n" +
 	"\x05Linux\x18\b \x01(\v2\v.grpc.LinuxR\x05Linux\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x1a\n" +
-	"\x04Root\x12\x12\n" +
-	"\x04Path\x18\x01 \x01(\tR\x04Path\"U\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"*\n" +
+	"\aStorage\x12\x1f\n" +
+	"\vmount_point\x18\x06 \x01(\tR\n" +
+	"mountPoint\"U\n" +
 	"\x05Mount\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x12\n" +
@@ -1330,7 +1331,7 @@ var file_agent_agent_proto_goTypes = []any{
 	(HealthCheckResponse_ServingStatus)(0), // 0: grpc.HealthCheckResponse.ServingStatus
 	(*CreateContainerRequest)(nil),         // 1: grpc.CreateContainerRequest
 	(*Spec)(nil),                           // 2: grpc.Spec
-	(*Root)(nil),                           // 3: grpc.Root
+	(*Storage)(nil),                        // 3: grpc.Storage
 	(*Mount)(nil),                          // 4: grpc.Mount
 	(*Linux)(nil),                          // 5: grpc.Linux
 	(*LinuxNamespace)(nil),                 // 6: grpc.LinuxNamespace
@@ -1355,8 +1356,8 @@ var file_agent_agent_proto_goTypes = []any{
 	(*emptypb.Empty)(nil),                  // 25: google.protobuf.Empty
 }
 var file_agent_agent_proto_depIdxs = []int32{
-	2,  // 0: grpc.CreateContainerRequest.OCI:type_name -> grpc.Spec
-	3,  // 1: grpc.Spec.Root:type_name -> grpc.Root
+	3,  // 0: grpc.CreateContainerRequest.storages:type_name -> grpc.Storage
+	2,  // 1: grpc.CreateContainerRequest.OCI:type_name -> grpc.Spec
 	4,  // 2: grpc.Spec.Mounts:type_name -> grpc.Mount
 	24, // 3: grpc.Spec.Annotations:type_name -> grpc.Spec.AnnotationsEntry
 	5,  // 4: grpc.Spec.Linux:type_name -> grpc.Linux
