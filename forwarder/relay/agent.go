@@ -15,32 +15,37 @@ type agent struct {
 
 	// Of the session's mu:
 
-	// streams has the calls that are open there: the host's numbers by those on
-	// this side. A call that was held back comes after others that the host made
+	// streams has the calls that are open there, by their numbers on this side. A call that was held back comes after others that the host made
 	// later, and Go's ttrpc server refuses a number that is lower than another
 	// was, so the numbers on this side are of their own: 1, 3, 5, … as calls are
 	// sent.
-	streams map[uint32]uint32
+	streams map[uint32]caller
 	last    uint32
+}
+
+// caller is who waits for the answer of a call.
+type caller struct {
+	host  uint32 // the host's number
+	timed bool   // it gave a deadline
 }
 
 // newAgent starts reading from conn.
 func (s *session) newAgent(conn net.Conn) *agent {
-	a := &agent{s: s, in: newReader(conn, agentBuffer), out: newWriter(conn), streams: map[uint32]uint32{}}
+	a := &agent{s: s, in: newReader(conn, agentBuffer), out: newWriter(conn), streams: map[uint32]caller{}}
 	a.release = s.closeWith(conn)
 	s.owned.Go(a.run)
 	return a
 }
 
-// admit opens a stream for the host's and returns its number. The session's mu
+// admit opens a stream for the caller and returns its number. The session's mu
 // and the writer are held. The numbers do not run out before the host's do.
-func (a *agent) admit(host uint32) uint32 {
+func (a *agent) admit(c caller) uint32 {
 	if a.last == 0 {
 		a.last = 1
 	} else {
 		a.last += 2
 	}
-	a.streams[a.last] = host
+	a.streams[a.last] = c
 	return a.last
 }
 
@@ -73,14 +78,14 @@ func (a *agent) sort(frames []byte) []byte {
 		h := getHeader(frames[at:])
 		frame := frames[at : at+h.size()]
 		at += len(frame)
-		host, ok := a.streams[h.stream]
+		c, ok := a.streams[h.stream]
 		if !ok {
 			continue
 		}
 		if h.kind == typeResponse || h.kind == typeData && h.flags&flagRemoteClosed != 0 {
-			a.finish(h.stream, host)
+			a.finish(h.stream, c.host)
 		}
-		setStream(frame, host)
+		setStream(frame, c.host)
 		if out+len(frame) != at {
 			copy(frames[out:], frame)
 		}
@@ -99,13 +104,13 @@ func (a *agent) finish(number, host uint32) {
 // refuse answers the host for a frame of the agent that was too large.
 func (a *agent) refuse(large *tooLargeError) {
 	a.s.mu.Lock()
-	host, ok := a.streams[large.stream]
+	c, ok := a.streams[large.stream]
 	if ok {
-		a.finish(large.stream, host)
+		a.finish(large.stream, c.host)
 	}
 	a.s.mu.Unlock()
 	if ok {
-		a.s.fail(host, large)
+		a.s.fail(c.host, large)
 	}
 }
 
@@ -125,9 +130,9 @@ func (a *agent) lost(err error) {
 	s.mu.Lock()
 	a.leave()
 	n := len(a.streams)
-	for _, host := range a.streams {
-		answers = appendAnswer(answers, host, errLost)
-		delete(s.open, host)
+	for _, c := range a.streams {
+		answers = appendAnswer(answers, c.host, errLost)
+		delete(s.open, c.host)
 	}
 	a.streams = nil
 	s.mu.Unlock()
@@ -182,16 +187,16 @@ func (a *agent) takeBack(frames []byte, sent int) []*call {
 			c.after = append(appendHeader(c.after, h), body...)
 			continue
 		}
-		host, ok := a.streams[h.stream]
+		was, ok := a.streams[h.stream]
 		if !ok || h.kind != typeRequest {
 			continue
 		}
 		delete(a.streams, h.stream)
 		req, _ := parseRequest(body)
 		number := h.stream
-		h.stream = host
+		h.stream = was.host
 		c := newCall(h, body, req, nil)
-		if st := a.s.open[host]; st != nil {
+		if st := a.s.open[was.host]; st != nil {
 			st.call = c
 		}
 		calls[number] = c

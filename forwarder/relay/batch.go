@@ -84,7 +84,7 @@ func (b *batch) request(h header, body []byte) (number uint32, pass bool) {
 		return 0, false
 	}
 	b.relay.metrics.passed.Add(1)
-	number = b.agent.admit(h.stream)
+	number = b.agent.admit(caller{h.stream, req.timeout != 0})
 	if st != nil {
 		st.number = number
 	}

@@ -177,7 +177,7 @@ func (s *session) take(a *agent, c *call) ([]byte, error) {
 		s.forget(c)
 		return nil, errLate
 	}
-	number := a.admit(c.host)
+	number := a.admit(caller{c.host, c.timed})
 	if st := s.open[c.host]; st != nil && st.call == c {
 		st.call, st.number = nil, number
 	}

@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 )
 
 // Method may change the payload of one method's requests, the bytes of the
@@ -53,11 +54,14 @@ type Relay struct {
 	methods map[string]map[string]Method // by service and method
 	log     *slog.Logger
 	metrics *Metrics
+
+	mu       sync.Mutex
+	sessions map[*session]bool
 }
 
 // New returns a Relay.
 func New(cfg Config) *Relay {
-	r := &Relay{dial: cfg.Dial, methods: map[string]map[string]Method{}, log: cfg.Log, metrics: cfg.Metrics}
+	r := &Relay{dial: cfg.Dial, methods: map[string]map[string]Method{}, log: cfg.Log, metrics: cfg.Metrics, sessions: map[*session]bool{}}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -88,6 +92,8 @@ func (r *Relay) Serve(ctx context.Context, host net.Conn) error {
 	r.metrics.open.Add(1)
 	defer r.metrics.open.Add(-1)
 	s := newSession(ctx, r, host)
+	r.add(s)
+	defer r.remove(s)
 	err := s.fromHost()
 	if errors.Is(err, io.EOF) {
 		err = errHungUp
@@ -102,3 +108,27 @@ func (r *Relay) Serve(ctx context.Context, host net.Conn) error {
 
 // errHungUp is the good end of a host connection.
 var errHungUp = errors.New("the host hung up")
+
+func (r *Relay) add(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sessions[s] = true
+}
+
+func (r *Relay) remove(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.sessions, s)
+}
+
+// Running returns how many calls want an answer soon: those that are held back,
+// and those the agent has not answered whose callers gave a deadline. Calls
+// without one, such as WaitProcess, may last as long as the pod.
+func (r *Relay) Running() (calls int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for s := range r.sessions {
+		calls += s.running()
+	}
+	return calls
+}

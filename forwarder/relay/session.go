@@ -60,6 +60,21 @@ func newSession(ctx context.Context, r *Relay, host net.Conn) *session {
 	return s
 }
 
+// running is what the session adds to Relay.Running.
+func (s *session) running() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.held
+	if s.agent != nil {
+		for _, c := range s.agent.streams {
+			if c.timed {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // end ends the session; the first reason is what Serve returns.
 func (s *session) end(why error) { s.stop(why) }
 
