@@ -47,9 +47,44 @@ func plainLevel(word string) (slog.Level, bool) {
 	return 0, false
 }
 
+// LevelName is the name of a level, as LogLevel takes it.
+func LevelName(l slog.Level) string {
+	for _, name := range []string{"trace", "debug", "info", "warn", "error"} {
+		if known, _ := plainLevel(name); l <= known {
+			return name
+		}
+	}
+	return "off"
+}
+
+// leveled is a handler whose level can be found again.
+type leveled struct {
+	slog.Handler
+	level *slog.LevelVar
+}
+
+// WithAttrs implements slog.Handler.
+func (l leveled) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return leveled{l.Handler.WithAttrs(attrs), l.level}
+}
+
+// WithGroup implements slog.Handler.
+func (l leveled) WithGroup(name string) slog.Handler {
+	return leveled{l.Handler.WithGroup(name), l.level}
+}
+
+// LevelOf returns what changes the level of a logger of NewLogger, and of those
+// made from it; nil of any other.
+func LevelOf(log *slog.Logger) *slog.LevelVar {
+	if l, ok := log.Handler().(leveled); ok {
+		return l.level
+	}
+	return nil
+}
+
 // NewLogger returns a logger for the applet that writes to w. RUST_LOG of host
 // wins over level; SEALPOD_LOG_FORMAT=json selects JSON lines, anything else
-// text. The level can be changed later through the returned LevelVar.
+// text. The level can be changed later through the returned LevelVar, or LevelOf.
 func NewLogger(w io.Writer, host Host, applet, level string) (*slog.Logger, *slog.LevelVar, error) {
 	if env := host.Getenv("RUST_LOG"); env != "" {
 		level = env
@@ -68,5 +103,5 @@ func NewLogger(w io.Writer, host Host, applet, level string) (*slog.Logger, *slo
 	if host.Getenv("SEALPOD_LOG_FORMAT") == "json" {
 		h = slog.NewJSONHandler(w, opts)
 	}
-	return slog.New(h).With("applet", applet), lv, nil
+	return slog.New(leveled{h, lv}).With("applet", applet), lv, nil
 }

@@ -2,7 +2,8 @@
 // Prometheus and as JSON for people's tools, on a socket beside the daemon's.
 //
 // Data path: a daemon makes a Set and adds to its counters, Serve answers
-// GET /metrics and GET /status, the status applet and a scraper ask.
+// GET /metrics, GET /status and, to change it, /log-level; the status and
+// log-level applets and a scraper ask.
 //
 // Trust: who may connect may read. Serve's socket is for root alone; a loopback
 // port is for every process of the network namespace, so it has the metrics but

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/net/netutil"
 
+	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
@@ -49,7 +50,8 @@ func Check(addr string) error {
 	return nil
 }
 
-// Server answers GET /metrics and, on sockets, GET /status.
+// Server answers GET /metrics and, on sockets, GET /status and GET and PUT
+// /log-level.
 type Server struct {
 	log   *slog.Logger
 	parts []part
@@ -86,7 +88,7 @@ func Listen(ctx context.Context, addr, path string, set *Set, status func() any,
 		return s
 	case err == nil:
 		l, err := rpc.ListenTCP(ctx, port)
-		add(l, err, handler(set, nil))
+		add(l, err, handler(set))
 	case addr != "":
 		if socket, err = rpc.SocketPath(addr); err != nil {
 			add(nil, err, nil)
@@ -97,7 +99,7 @@ func Listen(ctx context.Context, addr, path string, set *Set, status func() any,
 		add(nil, fmt.Errorf("%s is the daemon's own socket", path), nil)
 	} else if socket != "" {
 		l, err := rpc.ListenPrivate(ctx, socket)
-		add(l, err, handler(set, status))
+		add(l, err, private(handler(set), status, log))
 	}
 	return s
 }
@@ -141,16 +143,22 @@ func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 	return err
 }
 
-// handler answers with the metrics and, if status is not nil, the status.
-func handler(set *Set, status func() any) http.Handler {
+// handler answers with the metrics.
+func handler(set *Set) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", ContentType)
 		_, _ = w.Write([]byte(set.Text()))
 	})
-	if status == nil {
-		return mux
-	}
+	return mux
+}
+
+// maxLevel caps a log level, in bytes: a list of targets may be long.
+const maxLevel = 1 << 10
+
+// private adds to mux what is for root alone: the status, and the level of log, as
+// text that podvm.LogLevel takes.
+func private(mux *http.ServeMux, status func() any, log *slog.Logger) http.Handler {
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		b, err := json.Marshal(status())
 		if err != nil {
@@ -160,5 +168,27 @@ func handler(set *Set, status func() any) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(append(b, '\n'))
 	})
+	level := podvm.LevelOf(log)
+	if level == nil {
+		return mux
+	}
+	mux.HandleFunc("GET "+levelPath, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprintln(w, podvm.LevelName(level.Level()))
+	})
+	mux.HandleFunc("PUT "+levelPath, func(w http.ResponseWriter, r *http.Request) {
+		text, err := podvm.ReadMax(r.Body, maxLevel)
+		to, err2 := podvm.LogLevel(string(text))
+		if err := errors.Join(err, err2); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		from := level.Level()
+		level.Set(to)
+		log.Log(r.Context(), max(to, slog.LevelInfo), "The log level was changed", "from", podvm.LevelName(from), "to", podvm.LevelName(to))
+		_, _ = fmt.Fprintln(w, podvm.LevelName(to))
+	})
 	return mux
 }
+
+// levelPath is where the log level is.
+const levelPath = "/log-level"

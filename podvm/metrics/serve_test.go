@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // served is a Server on what addr asks for, until the test ends.
@@ -181,5 +183,50 @@ func TestStatusOfAHostileDaemon(t *testing.T) {
 			_ = l.Close()
 			<-done
 		})
+	}
+}
+
+// The level of a daemon's log is changed while it runs, at the socket and nowhere
+// else.
+func TestLogLevelIsChangedAtTheSocket(t *testing.T) {
+	var out strings.Builder
+	log, _, err := podvm.NewLogger(&out, podvm.Host{LookupEnv: func(string) (string, bool) { return "", false }}, "d", "warn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log = log.With("kept", 1).WithGroup("g")
+	daemon := filepath.Join(t.TempDir(), "d.sock")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	s := Listen(t.Context(), addr, daemon, New("sealpod"), func() any { return nil }, log)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); s.Serve(ctx) }()
+	defer func() { cancel(); <-done }()
+
+	for _, step := range [][2]string{{"", "warn"}, {"debug", "debug"}, {"", "debug"}, {"off", "off"}, {"warn,x=debug", "warn"}, {"TRACE", "trace"}} {
+		if got, err := LogLevel(t.Context(), Socket(daemon), step[0]); err != nil || got != step[1] {
+			t.Errorf("%q: %q, %v", step[0], got, err)
+		}
+	}
+	if _, err := LogLevel(t.Context(), Socket(daemon), "loud"); err == nil || !strings.Contains(err.Error(), "want trace, debug") {
+		t.Errorf("%v", err)
+	}
+	if _, err := LogLevel(t.Context(), Socket(daemon), strings.Repeat("x", 2000)); err == nil {
+		t.Error("a level of 2000 bytes")
+	}
+	if !log.Enabled(t.Context(), slog.LevelDebug) {
+		t.Error("the log is not at trace")
+	}
+	log.Debug("Seen")
+	if !strings.Contains(out.String(), "msg=Seen applet=d kept=1") || strings.Count(out.String(), "level was changed") != 4 {
+		t.Error(out.String())
+	}
+	if code, _ := get(t, "tcp", addr, "/log-level"); code != http.StatusNotFound {
+		t.Errorf("the port answers %d", code)
 	}
 }
