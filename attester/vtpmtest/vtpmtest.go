@@ -1,7 +1,7 @@
-// Package vtpmtest runs a real software TPM, swtpm, for tests of the attesters
-// and of process-user-data, which use one, and a front before it in which a test can do what the world
-// around a TPM does: a paravisor that renews its report, another program that
-// extends a PCR, a TPM that lies.
+// Package vtpmtest runs a real software TPM, swtpm, for tests of what uses one,
+// the attesters and process-user-data, and a front before it in which a test can
+// do what the world around a TPM does: a paravisor that renews its report,
+// another program that extends a PCR, a TPM that lies.
 //
 // Data path: none; only tests import it.
 //
