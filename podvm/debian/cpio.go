@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 )
 
@@ -12,15 +11,7 @@ import (
 // by root. Archives can follow each other; the last to name a path wins.
 // Source: linux Documentation/driver-api/early-userspace/buffer-format.rst.
 func (t Tree) CPIO() []byte {
-	all := Tree{}
-	maps.Copy(all, t)
-	for name := range t {
-		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
-			if _, ok := all[dir]; !ok {
-				all[dir] = Dir(0o755)
-			}
-		}
-	}
+	all := t.withDirs()
 	var out bytes.Buffer
 	inode := 0
 	// A directory sorts before what is in it.

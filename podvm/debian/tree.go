@@ -7,7 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"maps"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -72,6 +76,62 @@ func Read(r io.Reader) (Tree, error) {
 			t[name] = t[Rel(h.Linkname)]
 		}
 	}
+}
+
+// withDirs is the tree with all directories above its paths.
+func (t Tree) withDirs() Tree {
+	all := Tree{}
+	maps.Copy(all, t)
+	for name := range t {
+		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+			if _, ok := all[dir]; !ok {
+				all[dir] = Dir(0o755)
+			}
+		}
+	}
+	return all
+}
+
+// ReadDir reads a directory, with what is in it below the path at of the tree.
+// Permissions are 0755 for directories and what can be executed, 0644 for all
+// else: what a user's umask has left must not decide.
+func ReadDir(dir, at string) (Tree, error) {
+	t := Tree{}
+	err := filepath.WalkDir(dir, func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		inside, err := filepath.Rel(dir, file)
+		if err != nil {
+			return err
+		}
+		name := Rel(path.Join(at, filepath.ToSlash(inside)))
+		switch {
+		case name == "":
+			return nil
+		case d.IsDir():
+			t[name] = Dir(0o755)
+			return nil
+		case d.Type() == fs.ModeSymlink:
+			target, err := os.Readlink(file)
+			t[name] = Link(target)
+			return err
+		case !d.Type().IsRegular():
+			return fmt.Errorf("%s is neither file nor directory nor link", file)
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(file)
+		mode := uint32(0o644)
+		if info.Mode()&0o111 != 0 {
+			mode = 0o755
+		}
+		t[name] = File(mode, data)
+		return err
+	})
+	return t, err
 }
 
 // Rel makes a path one of a tree.

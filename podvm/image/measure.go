@@ -1,0 +1,126 @@
+package image
+
+import (
+	"bytes"
+	"crypto"
+	_ "crypto/sha256" // the banks of TPMs
+	_ "crypto/sha512" // RTMRs
+	"encoding/hex"
+	"errors"
+	"unicode/utf16"
+)
+
+// Measurements are what registers of the guest hold once its kernel runs, in
+// hex. They depend on the image alone where that is possible; the rest is said
+// at each.
+type Measurements struct {
+	// PCR4 is of SHA-256 and holds what firmware starts: the unified kernel image
+	// and the kernel in it. It is right for firmware that starts the image as its
+	// first boot option and records that as PC Client firmware must; firmware
+	// that tries other options before records these, too.
+	PCR4 string `json:"pcr4"`
+	// PCR9 is of SHA-256: initrd and command line, as the kernel records them.
+	PCR9 string `json:"pcr9"`
+	// PCR11 is of SHA-256 and holds the parts of the unified kernel image. It does
+	// not depend on firmware.
+	PCR11 string `json:"pcr11"`
+	// RTMR2 is of SHA-384: the same as PCR 11 and 9 in a TD without TPM. RTMR 0
+	// and 1 hold firmware, its settings and the partition table besides, and are
+	// to be taken from a machine that runs.
+	RTMR2 string `json:"rtmr2"`
+}
+
+// measured are the sections that systemd's stub measures, in its order.
+// Source: systemd v257 src/fundamental/uki.c.
+var measured = []string{
+	".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey", ".profile", ".dtbauto", ".hwids",
+}
+
+// Measure computes what booting a unified kernel image leaves in the registers.
+func Measure(uki []byte) (*Measurements, error) {
+	pcr4, pcr9, pcr11, rtmr2 := newRegister(crypto.SHA256), newRegister(crypto.SHA256), newRegister(crypto.SHA256), newRegister(crypto.SHA384)
+	kernel, err := sectionData(uki, ".linux")
+	if err != nil {
+		return nil, err
+	}
+	// TCG PC Client Platform Firmware Profile 1.06, section 8.2.4: the attempt to
+	// boot, and the end of what firmware does of its own.
+	pcr4.extend([]byte("Calling EFI Application from Boot Option"))
+	pcr4.extend([]byte{0, 0, 0, 0})
+	for _, program := range [][]byte{uki, kernel} {
+		digest, err := authenticode(program, crypto.SHA256)
+		if err != nil {
+			return nil, err
+		}
+		pcr4.extendDigest(digest)
+	}
+	for _, name := range measured {
+		data, err := sectionData(uki, name)
+		if errors.Is(err, errSection) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range []*register{pcr11, rtmr2} {
+			r.extend(append([]byte(name), 0))
+			r.extend(data)
+		}
+	}
+	cmdline, err := sectionData(uki, ".cmdline")
+	if err != nil {
+		return nil, err
+	}
+	initrd, err := sectionData(uki, ".initrd")
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range []*register{pcr9, rtmr2} {
+		r.extend(utf16z(string(cmdline)))
+		r.extend(initrd)
+	}
+	return &Measurements{PCR4: pcr4.String(), PCR9: pcr9.String(), PCR11: pcr11.String(), RTMR2: rtmr2.String()}, nil
+}
+
+// utf16z is how firmware passes a command line on: UTF-16 with a zero.
+func utf16z(s string) []byte {
+	var out bytes.Buffer
+	for _, u := range append(utf16.Encode([]rune(s)), 0) {
+		out.Write([]byte{byte(u), byte(u >> 8)})
+	}
+	return out.Bytes()
+}
+
+// register is a register that starts with zeros.
+type register struct {
+	alg   crypto.Hash
+	value []byte
+}
+
+func newRegister(alg crypto.Hash) *register { return &register{alg, make([]byte, alg.Size())} }
+
+func (r *register) extend(data []byte) {
+	h := r.alg.New()
+	h.Write(data)
+	r.extendDigest(h.Sum(nil))
+}
+
+func (r *register) extendDigest(digest []byte) {
+	h := r.alg.New()
+	h.Write(r.value)
+	h.Write(digest)
+	r.value = h.Sum(nil)
+}
+
+func (r *register) String() string { return hex.EncodeToString(r.value) }
+
+// ReferenceValues are the measurements under the names that the default
+// attestation policy knows, as sealctl kbs set-reference-values takes them.
+func (m *Measurements) ReferenceValues() map[string][]string {
+	return map[string][]string{
+		"snp_pcr04": {m.PCR4}, "snp_pcr11": {m.PCR11},
+		"tdx_pcr04": {m.PCR4}, "tdx_pcr11": {m.PCR11},
+		"tpm_pcr04": {m.PCR4}, "tpm_pcr11": {m.PCR11},
+		"rtmr_2": {m.RTMR2},
+	}
+}
