@@ -82,6 +82,9 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	return &Client{web: w, attempts: cfg.Attempts, pause: cfg.RetryPause, maxResource: cfg.MaxResource, log: cfg.Log}, nil
 }
 
+// URL returns the base address of the KBS, without credentials.
+func (c *Client) URL() string { return c.web.base }
+
 // Close closes the connections that are kept open.
 func (c *Client) Close() { c.web.transport.CloseIdleConnections() }
 

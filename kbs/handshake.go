@@ -95,7 +95,7 @@ func (c *Client) handshake(ctx context.Context, ev Evidencer, init *InitData, pu
 	}
 	var ch Challenge
 	hello := Request{Version: Version, TEE: ev.TEE(), ExtraParams: json.RawMessage(extraParams)}
-	if err := c.post(ctx, jar, "auth", hello, &ch, maxChallenge); err != nil {
+	if err := timed(ctx, StepChallenge, func() error { return c.post(ctx, jar, "auth", hello, &ch, maxChallenge) }); err != nil {
 		return "", err
 	}
 	h, err := challengeHash(ch)
@@ -103,11 +103,16 @@ func (c *Client) handshake(ctx context.Context, ev Evidencer, init *InitData, pu
 		return "", podvm.Explain(err, "the KBS asks for a hash that is not supported")
 	}
 	msg := Attestation{InitData: init, RuntimeData: RuntimeData{Nonce: ch.Nonce, TEEPubKey: pub}}
-	if msg.Evidence, err = collect(ctx, ev, h, msg.RuntimeData); err != nil {
+	err = timed(ctx, StepEvidence, func() (err error) {
+		msg.Evidence, err = collect(ctx, ev, h, msg.RuntimeData)
+		return err
+	})
+	if err != nil {
 		return "", err
 	}
 	var out TokenResponse
-	if err := c.post(ctx, jar, "attest", msg, &out, maxToken); errors.Is(err, ErrUnauthorized) {
+	err = timed(ctx, StepAttestation, func() error { return c.post(ctx, jar, "attest", msg, &out, maxToken) })
+	if errors.Is(err, ErrUnauthorized) {
 		return "", fmt.Errorf("%w: %w", errEvidenceRefused, err)
 	} else if err != nil {
 		return "", err
