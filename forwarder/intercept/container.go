@@ -2,8 +2,10 @@ package intercept
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -27,7 +29,7 @@ const (
 //
 // Errors: InvalidArgument for a request that is malformed or lacks its OCI or Linux
 // part; volume.ErrAnnotation; what Volumes says; errNotMounted; the cause of ctx.
-func (i *Interceptor) createContainer(ctx context.Context, payload []byte) (_ []byte, err error) {
+func (i *Interceptor) createContainer(ctx context.Context, payload []byte) ([]byte, error) {
 	var req agent.CreateContainerRequest
 	if err := decode(payload, &req, containerItems); err != nil {
 		return nil, err
@@ -36,9 +38,9 @@ func (i *Interceptor) createContainer(ctx context.Context, payload []byte) (_ []
 	if spec == nil || spec.Linux == nil {
 		return nil, status.Error(codes.InvalidArgument, "CreateContainerRequest without an OCI spec for Linux")
 	}
-	log := i.log.With("container", podvm.Printable(req.ContainerId, 128))
+	start, log := time.Now(), i.log.With("container", podvm.Printable(req.ContainerId, 128))
 	i.joinNetwork(spec.Linux)
-	if err := i.attach(ctx, spec); err != nil {
+	if err := i.attach(ctx, log, spec); err != nil {
 		return nil, err
 	}
 	made := i.sources(&req)
@@ -54,6 +56,7 @@ func (i *Interceptor) createContainer(ctx context.Context, payload []byte) (_ []
 			}
 		}
 	}
+	log.Info("Container prepared", "mounts", len(spec.Mounts), "dur", time.Since(start))
 	return proto.Marshal(&req)
 }
 
@@ -67,7 +70,7 @@ func (i *Interceptor) joinNetwork(linux *agent.Linux) {
 
 // attach attaches the cloud volumes of a container and points its mounts at them.
 // Those that are attached when one fails stay, for the next try or DestroySandbox.
-func (i *Interceptor) attach(ctx context.Context, spec *agent.Spec) error {
+func (i *Interceptor) attach(ctx context.Context, log *slog.Logger, spec *agent.Spec) error {
 	volumes, err := volume.Parse(spec.Annotations[cloudVolumes])
 	if err != nil {
 		return err
@@ -85,7 +88,7 @@ func (i *Interceptor) attach(ctx context.Context, spec *agent.Spec) error {
 			}
 		}
 		if !found {
-			i.log.Warn("Cloud volume is mounted nowhere in the container", "volume", v.Name, "mount_point", podvm.Printable(v.MountPoint, 256))
+			log.Warn("Cloud volume is mounted nowhere in the container", "volume", v.Name, "mount_point", podvm.Printable(v.MountPoint, 256))
 		}
 	}
 	return nil

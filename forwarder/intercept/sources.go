@@ -103,6 +103,12 @@ func (s *sources) make(m *agent.Mount) (err error) {
 		return err
 	}
 	f, err := root.OpenFile(rest, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		// Another container's request was faster, unless this is a link.
+		if info, e := root.Lstat(rest); e == nil && info.Mode().IsRegular() {
+			return nil
+		}
+	}
 	if err != nil {
 		return err
 	}

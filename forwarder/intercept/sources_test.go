@@ -1,12 +1,15 @@
 package intercept
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/sealpod/sealpod/api/agent"
@@ -145,5 +148,43 @@ func TestARequestMakesSoManySources(t *testing.T) {
 	entries, err := os.ReadDir(p.root + shared)
 	if err != nil || len(entries) != maxMade {
 		t.Errorf("%d made, %v", len(entries), err)
+	}
+}
+
+// Containers of a pod that start together may lack the same source.
+func TestSourcesAreMadeAtOnce(t *testing.T) {
+	p := newPod(t)
+	var log bytes.Buffer
+	p.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	payload := encode(t, container(bind(shared+"pod-app.conf", "/etc/app.conf"), bind(shared+"pod-data/a/b", "/data")))
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			if _, err := p.createContainer(t.Context(), payload); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if log.Len() > 0 {
+		t.Error(log.String())
+	}
+}
+
+// What cannot be made is told in one line, whatever a peer put into it.
+func TestSourcesThatAreNotMadeAreLoggedOnce(t *testing.T) {
+	p := newPod(t)
+	var log bytes.Buffer
+	p.log = slog.New(slog.NewTextHandler(&log, nil))
+	req := container()
+	for range 1000 {
+		req.OCI.Mounts = append(req.OCI.Mounts, bind("/etc/\x1b[2J\n"+strings.Repeat("x", 200), "/x"))
+	}
+	if _, err := p.create(t, req); err != nil {
+		t.Fatal(err)
+	}
+	text := log.String()
+	if strings.Count(text, "\n") != 2 || strings.Contains(text, "\x1b") || !strings.Contains(text, "count=1000") || len(text) > 1500 {
+		t.Errorf("%q", text)
 	}
 }
