@@ -68,7 +68,7 @@ func (o Options) primary(ctx context.Context) (Attester, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("detecting the TEE: %w", err)
 		}
-		tee := probe(ctx, o)
+		tee := probe(ctx, o).TEE
 		if tee == "" {
 			continue
 		}

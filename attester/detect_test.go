@@ -337,3 +337,15 @@ func TestSupported(t *testing.T) {
 		}
 	}
 }
+
+func TestSigns(t *testing.T) {
+	h := machine(t, nil, map[string]string{"/dev/tdx_guest": "", "/sys/devices/platform/sev-guest/": "", "/dev/csv-guest": ""})
+	got := Signs(t.Context(), Options{Host: h, Log: slog.New(slog.DiscardHandler)})
+	want := []Sign{{"tdx", "/dev/tdx_guest"}, {"snp", "/sys/devices/platform/sev-guest"}, {"csv", "/dev/csv-guest"}}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if got := Signs(t.Context(), Options{Host: machine(t, nil, nil)}); got != nil {
+		t.Errorf("%v", got)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -14,58 +15,87 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// probes look for one kind of TEE each and return its wire name, or "". They
-// are in upstream's order: the first hit wins. A probe that is kept from
-// looking says so at WARN, since its "" then means nothing.
-func probes() []func(context.Context, Options) string {
-	return []func(context.Context, Options) string{
+// Sign is a trace of a TEE that a probe found.
+type Sign struct {
+	TEE string `json:"tee"` // the wire name
+	By  string `json:"by"`  // what told, as in "/dev/tdx_guest"
+}
+
+// Signs returns everything that Detect goes by, in its order: the first one that is
+// allowed is the TEE that is used. None means sample.
+func Signs(ctx context.Context, o Options) []Sign {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	var signs []Sign
+	for _, probe := range probes() {
+		if s := probe(ctx, o); s.TEE != "" {
+			signs = append(signs, s)
+		}
+	}
+	return signs
+}
+
+// probes look for one kind of TEE each; the zero Sign is nothing. They are in
+// upstream's order: the first hit wins. A probe that is kept from looking says so
+// at WARN, since its nothing then means nothing.
+func probes() []func(context.Context, Options) Sign {
+	return []func(context.Context, Options) Sign{
 		probeTDX, probeSGX, probeAzure,
-		func(_ context.Context, o Options) string {
-			return name("snp", o.exists("/sys/devices/platform/sev-guest"))
+		func(_ context.Context, o Options) Sign { return o.path("snp", "/sys/devices/platform/sev-guest") },
+		func(_ context.Context, o Options) Sign { return o.path("csv", "/dev/csv-guest") },
+		func(_ context.Context, o Options) Sign {
+			return sign("cca", tsmReports, runtime.GOARCH == "arm64" && o.tsmProvider() == "arm_cca_guest\n")
 		},
-		func(_ context.Context, o Options) string { return name("csv", o.exists("/dev/csv-guest")) },
-		func(_ context.Context, o Options) string {
-			return name("cca", runtime.GOARCH == "arm64" && o.tsmProvider() == "arm_cca_guest\n")
-		},
-		func(_ context.Context, o Options) string {
-			return name("se", runtime.GOARCH == "s390x" && o.text("/sys/firmware/uv/prot_virt_guest") == "1\n")
+		func(_ context.Context, o Options) Sign {
+			const guest = "/sys/firmware/uv/prot_virt_guest"
+			return sign("se", guest, runtime.GOARCH == "s390x" && o.text(guest) == "1\n")
 		},
 		probeTPM,
 	}
 }
 
-func name(tee string, found bool) string {
+// sign is that of tee if it was found.
+func sign(tee, by string, found bool) Sign {
 	if found {
-		return tee
+		return Sign{tee, by}
 	}
-	return ""
+	return Sign{}
 }
 
-func probeTDX(_ context.Context, o Options) string {
-	return name("tdx", o.exists("/dev/tdx_guest") || o.tsmProvider() == "tdx_guest\n")
+func (o Options) path(tee, path string) Sign { return sign(tee, path, o.exists(path)) }
+
+func probeTDX(_ context.Context, o Options) Sign {
+	if s := o.path("tdx", "/dev/tdx_guest"); s.TEE != "" {
+		return s
+	}
+	return sign("tdx", tsmReports, o.tsmProvider() == "tdx_guest\n")
 }
 
-func probeSGX(_ context.Context, o Options) string {
-	_, occlum := o.Host.Env("OCCLUM")
-	return name("sgx", occlum || strings.TrimSpace(o.text("/dev/attestation/attestation_type")) == "dcap")
+func probeSGX(_ context.Context, o Options) Sign {
+	if _, occlum := o.Host.Env("OCCLUM"); occlum {
+		return Sign{"sgx", "the environment variable OCCLUM"}
+	}
+	const kind = "/dev/attestation/attestation_type"
+	return sign("sgx", kind, strings.TrimSpace(o.text(kind)) == "dcap")
 }
 
-func probeAzure(ctx context.Context, o Options) string {
+func probeAzure(ctx context.Context, o Options) Sign {
 	kind, err := azvtpm.Detect(ctx, o.Host)
 	if err != nil {
 		o.Log.Warn("This may be an Azure confidential VM, but its TPM does not tell", "err", err)
 	}
-	return kind.TEE()
+	return sign(kind.TEE(), "the report of the host in the vTPM", kind.TEE() != "")
 }
 
 // probeTPM looks for a TPM with an attestation key: a TPM alone is what
 // ordinary machines have, and upstream takes one for a TEE.
-func probeTPM(ctx context.Context, o Options) string {
+func probeTPM(ctx context.Context, o Options) Sign {
 	found, err := tpm.Detect(ctx, o.Host)
 	if err != nil {
 		o.Log.Warn("This machine's TPM cannot be used for evidence", "err", err)
 	}
-	return name(tpm.TEE, found)
+	return sign(tpm.TEE, "a TPM with an attestation key", found)
 }
 
 func (o Options) exists(path string) bool {
