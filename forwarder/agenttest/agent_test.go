@@ -7,9 +7,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -327,6 +329,29 @@ func TestAProcessIsKilledAndReplaced(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	if err := second.Stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// As in a unit: no parent to watch, the end comes by a signal.
+func TestAProcessOfItsOwnEndsBySignal(t *testing.T) {
+	socket := Socket(t)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), socketEnv+"="+socket)
+	if err := cmd.Start(); err != nil { // standard input is /dev/null
+		t.Fatal(err)
+	}
+	for {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			conn.Close()
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := RawCall(t.Context(), client(t, socket), "grpc.Health", "Check", nil); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait()); err != nil {
 		t.Error(err)
 	}
 }

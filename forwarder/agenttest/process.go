@@ -10,6 +10,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
+	"syscall"
 	"testing"
 )
 
@@ -22,7 +24,8 @@ const (
 )
 
 // Main is for the beginning of TestMain: in a child that StartProcess made it
-// serves an Agent and does not return, elsewhere it does nothing.
+// serves an Agent and does not return, elsewhere it does nothing. So a test binary
+// made by go test -c is a kata-agent for a unit that sets the variables above, too.
 func Main() {
 	path := os.Getenv(socketEnv)
 	if path == "" {
@@ -35,7 +38,8 @@ func Main() {
 	os.Exit(0)
 }
 
-// serveChild serves until the parent closes standard input, or is gone.
+// serveChild serves until SIGTERM, or until the parent closes standard input or is
+// gone.
 func serveChild(path string) error {
 	cfg := Config{Plain: os.Getenv(plainEnv) != ""}
 	if name := os.Getenv(journalEnv); name != "" {
@@ -50,17 +54,19 @@ func serveChild(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer cancel()
 	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
 		return err
 	}
 	fmt.Println("ready")
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		cancel()
-	}()
+	if in, err := os.Stdin.Stat(); err == nil && in.Mode()&fs.ModeNamedPipe != 0 { // not a unit's
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			cancel()
+		}()
+	}
 	return New(cfg).Serve(ctx, l)
 }
 
