@@ -1,0 +1,167 @@
+package fetch
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+
+	"github.com/sealpod/sealpod/model/sealed"
+	"github.com/sealpod/sealpod/podvm"
+)
+
+// journal notes which runs of a file in progress are there: what the file is,
+// then a byte for each run. A nil journal notes nothing.
+type journal struct {
+	root *os.Root
+	name string
+	file *os.File
+
+	mu      sync.Mutex
+	runs    []byte // 1: there
+	pending []int64
+}
+
+const journalMagic = "sealed-model journal 1\n"
+
+// openJournal opens the journal at name, or starts it anew unless it is about the
+// same content, encrypted in the same way, cut into as many runs.
+func openJournal(root *os.Root, name string, id [32]byte, h sealed.Header, runs int64) (*journal, error) {
+	file, err := root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the notes of what is there: %w", full(err))
+	}
+	j := &journal{root: root, name: name, file: file, runs: make([]byte, runs)}
+	head := append(append([]byte(journalMagic), id[:]...), h[:]...)
+	have, err := podvm.ReadMax(file, int64(len(head))+runs)
+	if err == nil && len(have) == len(head)+int(runs) && bytes.Equal(have[:len(head)], head) {
+		copy(j.runs, have[len(head):])
+		return j, nil
+	}
+	err = file.Truncate(0)
+	if err == nil {
+		_, err = file.WriteAt(append(head, j.runs...), 0)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("starting the notes of what is there: %w", full(err)), file.Close())
+	}
+	return j, nil
+}
+
+// has tells whether a run is there.
+func (j *journal) has(run int64) bool { return j != nil && j.runs[run] == 1 }
+
+// mark notes that a run is there. Some are noted together, after their content
+// has reached the disk.
+func (j *journal) mark(run int64, out *os.File) error {
+	if j == nil {
+		return nil
+	}
+	j.mu.Lock()
+	j.pending = append(j.pending, run)
+	if len(j.pending) < syncRuns {
+		j.mu.Unlock()
+		return nil
+	}
+	noted := j.pending
+	j.pending = nil
+	j.mu.Unlock()
+	if err := note(out); err != nil {
+		return err
+	}
+	head := int64(len(journalMagic) + 32 + sealed.HeaderSize)
+	for _, run := range noted {
+		if _, err := j.file.WriteAt([]byte{1}, head+run); err != nil {
+			return fmt.Errorf("noting what is there: %w", full(err))
+		}
+	}
+	return nil
+}
+
+// remove deletes the journal.
+func (j *journal) remove() error {
+	if j == nil {
+		return nil
+	}
+	return removed(j.root.Remove(j.name))
+}
+
+// removed is err of removing notes, which may be gone already.
+func removed(err error) error {
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return fmt.Errorf("removing notes: %w", err)
+}
+
+func (j *journal) close() {
+	if j != nil {
+		j.file.Close()
+	}
+}
+
+// doneList notes which files are complete, until all are.
+type doneList struct {
+	root *os.Root
+	file *os.File
+	mu   sync.Mutex
+	ids  map[[32]byte]bool
+}
+
+var doneName = mapName("")
+
+func openDone(root *os.Root) (*doneList, error) {
+	file, err := root.OpenFile(doneName, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening the list of finished files: %w", full(err))
+	}
+	d := &doneList{root: root, file: file, ids: map[[32]byte]bool{}}
+	for {
+		var id [32]byte
+		if _, err := io.ReadFull(file, id[:]); err != nil {
+			if errors.Is(err, io.EOF) {
+				return d, nil
+			}
+			// A piece of an entry: whoever wrote it was killed.
+			if err := file.Truncate(int64(len(d.ids)) * int64(len(id))); err != nil {
+				return nil, errors.Join(fmt.Errorf("reading the list of finished files: %w", err), file.Close())
+			}
+			return d, nil
+		}
+		d.ids[id] = true
+	}
+}
+
+// has tells whether file is complete, under its name.
+func (d *doneList) has(root *os.Root, file *File) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.ids[file.ID] || file.Size < 0 {
+		return false
+	}
+	st, err := root.Lstat(file.Path)
+	return err == nil && st.Mode().IsRegular() && st.Size() == file.Size
+}
+
+func (d *doneList) add(file *File) error {
+	if file.ID == [32]byte{} {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ids[file.ID] {
+		return nil
+	}
+	d.ids[file.ID] = true
+	if _, err := d.file.Write(file.ID[:]); err != nil {
+		return fmt.Errorf("noting a finished file: %w", full(err))
+	}
+	return nil
+}
+
+func (d *doneList) remove() error { return removed(d.root.Remove(doneName)) }
+
+func (d *doneList) close() { d.file.Close() }
