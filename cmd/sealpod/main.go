@@ -29,6 +29,7 @@ func applets() []*cobra.Command {
 		apiServerREST(),
 		cdhOneshot(),
 		statusApplet(),
+		doctorApplet(),
 	}
 }
 

@@ -99,7 +99,7 @@ func (f statusFlags) run(ctx context.Context, out io.Writer) error {
 	if f.json {
 		err = json.NewEncoder(out).Encode(s)
 	} else {
-		err = s.print(out, isTerminal(out) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
+		err = s.print(out, colored(out))
 	}
 	if err == nil && (!s.Agent.Up || !s.Hub.Up) {
 		err = errDown
