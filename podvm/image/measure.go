@@ -7,6 +7,8 @@ import (
 	_ "crypto/sha512" // RTMRs
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"slices"
 	"unicode/utf16"
 )
 
@@ -75,11 +77,35 @@ func Measure(uki []byte) (*Measurements, error) {
 	if err != nil {
 		return nil, err
 	}
+	osrel, err := sectionData(uki, ".osrel")
+	if err != nil {
+		return nil, err
+	}
+	// The kernel records what the stub hands to it.
+	// Source: linux v6.12 drivers/firmware/efi/libstub/efi-stub-helper.c.
 	for _, r := range []*register{pcr9, rtmr2} {
 		r.extend(utf16z(string(cmdline)))
-		r.extend(initrd)
+		r.extend(append(padTo(slices.Clone(initrd), 4), extraInitrd(osrel)...))
 	}
 	return &Measurements{PCR4: pcr4.String(), PCR9: pcr9.String(), PCR11: pcr11.String(), RTMR2: rtmr2.String()}, nil
+}
+
+// extraInitrd is the archive that systemd's stub puts behind the initrd, which
+// has the section .osrel as a file.
+// Source: systemd v257 src/boot/cpio.c.
+func extraInitrd(osrel []byte) []byte {
+	var out bytes.Buffer
+	entry := func(inode, mode, links int, name, nameSize string, data []byte) {
+		fmt.Fprintf(&out, "070701%08x%08x%08x%08x%08x%08x%08x", inode, mode, 0, 0, links, 0, len(data))
+		fmt.Fprintf(&out, "%08x%08x%08x%08x%s%08x%s\x00", 0, 0, 0, 0, nameSize, 0, name)
+		out.Write(make([]byte, -out.Len()&3))
+		out.Write(data)
+		out.Write(make([]byte, -out.Len()&3))
+	}
+	entry(1, 0o40555, 1, ".extra", "00000007", nil)
+	entry(2, 0o100444, 1, ".extra/os-release", "00000012", osrel)
+	entry(0, 0, 1, "TRAILER!!!", "0000000B", nil)
+	return out.Bytes()
 }
 
 // utf16z is how firmware passes a command line on: UTF-16 with a zero.

@@ -42,7 +42,8 @@ var dropped = regexp.MustCompile(`^(` + strings.Join([]string{
 	`usr/lib/(apt|dpkg|klibc|python3.*|grub|init|initcpio|kernel|pcrlock\.d|modprobe\.d/aliases\.conf|tc|sftp-server|mime|valgrind|systemd/boot|systemd/user.*|systemd/ukify|xfsprogs|e2fsprogs|environment\.d|rpm|cruft.*|lsb|sasl2|dracut|linux-boot-probes)(/.*)?`,
 	`usr/lib/x86_64-linux-gnu/(gconv|perl.*|libicu.*|libpython.*|libperl.*|e2fsprogs|bits|libslang.*|libdb-5.*|libssl3/.*)(/.*)?`,
 	`usr/(s?bin)/(apt.*|dpkg.*|deb-.*|debconf.*|perl.*|python3?.*|py3.*|bash|bashbug|rbash|xfs_scrub.*|xfs_admin|xfs_db|xfs_io|bootctl|kernel-install|ukify|systemd-cryptenroll|gpasswd|passwd|chsh|chfn|chage|expiry|newgrp|sg|su|runuser|sulogin|agetty|getty|login|vipw|vigr|useradd|usermod|userdel|group.*|pw.*|grp.*|chpasswd|chgpasswd|newusers|faillog|lastlog|nologin-.*|run0|systemd-nspawn|update-.*|initramfs.*|mkinitramfs|linux-.*|openssl|c_rehash|tar|cpio|gpg.*|telinit|e4crypt|fsck\.cramfs|mkfs\.(bfs|cramfs|minix)|fdisk|sfdisk|cfdisk|script.*|wall|write|mesg|last|lastb|ul|look|rev|col.*|more|hardlink|setterm|whereis|wdctl|rtcwake|swap.*|mkswap|unshare-.*|devlink|rdma|tipc|vdpa|dcb|genl|arpd|rtmon|rtacct|lnstat|nstat|ifstat|routel|routef|ctstat|rtstat|bridge-.*|ss)`,
-	`usr/(local|games|src|include|libexec/(dpkg|sudo))/.*`, `usr/(games|src|include)`,
+	`usr/lib/udev/rules\.d/60-tpm-udev\.rules`, `usr/lib/tmpfiles\.d/(20-systemd-(shell-extra|ssh-generator)|credstore|debian|home|legacy|libselinux1|passwd|provision|systemd-nologin|systemd-pstore|x11)\.conf`,
+	`usr/(local|games|src|include|libexec/(dpkg|sudo))(/.*)?`,
 }, "|") + `)$`)
 
 // droppedUnits are of no use to a machine that nobody logs in to, whose /etc is

@@ -27,6 +27,10 @@ type Config struct {
 	Cmd []string
 	// Env is added to PATH, HOME, GuestEnv and testenv.RequireEnv.
 	Env []string
+	// Boot is a disk that the machine's UEFI firmware boots from, /dev/vda then,
+	// instead of our kernel and init. What Cmd, Env, Files and KernelArgs say is
+	// in the image: see ImageTree.
+	Boot *Disk
 	// Files are put into the guest: absolute path there, path of a regular
 	// file here. Permission bits are kept, the owner is root.
 	Files map[string]string

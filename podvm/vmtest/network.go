@@ -28,11 +28,14 @@ type monitor struct {
 const monitorTime = 30 * time.Second
 
 // networkArgs makes a network card; nothing beyond qemu is reachable through it
-// from the guest. It is at wire.GuestIP, which qemu's DHCP server says too. Qemu
-// picks the ports of the host, so that
-// nobody else can have taken them.
-func networkArgs(ports []int, monitor int) []string {
-	netdev := "user,id=net,restrict=on"
+// from the guest, unless it is to have a router and name server, which qemu's DHCP
+// server names only then. The guest is at wire.GuestIP. Qemu picks the ports of
+// the host, so that nobody else can have taken them.
+func networkArgs(ports []int, monitor int, router bool) []string {
+	netdev := "user,id=net"
+	if !router {
+		netdev += ",restrict=on"
+	}
 	for _, port := range ports {
 		netdev += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:0-:%d", port)
 	}

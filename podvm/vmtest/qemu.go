@@ -78,33 +78,35 @@ func (s *shared) boot(ctx context.Context, c Config) (_ *VM, err error) {
 // plan makes the command line, and the ends of its connections that are the
 // machine's.
 func (s *shared) plan(line *command, vm *VM, c Config) error {
-	initramfs, err := s.initramfs(c)
-	if err != nil {
-		return fmt.Errorf("making the initramfs: %w", err)
-	}
 	// A pair of sockets has no name in the file system, and no connection to
 	// wait for.
 	port, theirs, err := socketPair()
 	if err != nil {
-		_ = initramfs.Close()
 		return err
 	}
 	vm.port = port
+	their := line.pass(theirs)
 	line.add(
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-machine", "q35", "-accel", s.accel, "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(c.memory()),
-		"-kernel", s.kernel, "-initrd", fmt.Sprintf("/proc/self/fd/%d", line.pass(initramfs)),
-		"-append", strings.Join(append(kernelArgs(), c.KernelArgs...), " "),
-		"-device", "virtio-serial-pci", "-chardev", fmt.Sprintf("socket,id=port,fd=%d", line.pass(theirs)),
+		"-device", "virtio-serial-pci", "-chardev", fmt.Sprintf("socket,id=port,fd=%d", their),
 		"-device", "virtserialport,chardev=port,name="+wire.PortName,
 	)
+	if c.Boot != nil {
+		err = firmware(line, c.Boot)
+	} else {
+		err = s.kernelAndInitramfs(line, c)
+	}
+	if err != nil {
+		return err
+	}
 	line.add(diskArgs(c.Disks)...)
 	if len(c.Ports) > 0 {
 		theirs, err := vm.openMonitor()
 		if err != nil {
 			return err
 		}
-		line.add(networkArgs(c.Ports, line.pass(theirs))...)
+		line.add(networkArgs(c.Ports, line.pass(theirs), c.Boot != nil)...)
 	}
 	if c.TPM != nil {
 		theirs, err := vm.plugTPM(c.TPM)
@@ -124,6 +126,22 @@ func (c *Config) memory() int {
 	return c.Memory
 }
 
+// kernelAndInitramfs boots without firmware.
+func (s *shared) kernelAndInitramfs(line *command, c Config) error {
+	initramfs, err := s.initramfs(c)
+	if err != nil {
+		return fmt.Errorf("making the initramfs: %w", err)
+	}
+	line.add(
+		"-kernel", s.kernel, "-initrd", fmt.Sprintf("/proc/self/fd/%d", line.pass(initramfs)),
+		"-append", strings.Join(append(kernelArgs(), c.KernelArgs...), " "),
+		// Where a machine that boots from its disk has that disk.
+		"-blockdev", "driver=null-co,node-name=vda,size=1048576,read-zeroes=on,read-only=on",
+		"-device", "virtio-blk-pci,drive=vda",
+	)
+	return nil
+}
+
 func kernelArgs() []string {
 	return []string{
 		"console=ttyS0", "rdinit=/init", "panic=-1", "oops=panic",
@@ -133,19 +151,19 @@ func kernelArgs() []string {
 }
 
 func diskArgs(disks []*Disk) []string {
-	args := []string{
-		// Where a machine that boots from its disk has that disk.
-		"-blockdev", "driver=null-co,node-name=vda,size=1048576,read-zeroes=on,read-only=on",
-		"-device", "virtio-blk-pci,drive=vda",
-	}
+	var args []string
 	for i, d := range disks {
-		name := "vd" + string(rune('b'+i))
-		args = append(args,
-			// The host's page cache outlives qemu, so there is nothing to flush.
-			"-blockdev", "driver=raw,node-name="+name+",cache.no-flush=on,file.driver=file,file.locking=on,file.filename="+d.Path(),
-			"-device", "virtio-blk-pci,drive="+name+",serial="+name)
+		args = append(args, diskArg("vd"+string(rune('b'+i)), d)...)
 	}
 	return args
+}
+
+func diskArg(name string, d *Disk) []string {
+	return []string{
+		// The host's page cache outlives qemu, so there is nothing to flush.
+		"-blockdev", "driver=raw,node-name=" + name + ",cache.no-flush=on,file.driver=file,file.locking=on,file.filename=" + d.Path(),
+		"-device", "virtio-blk-pci,drive=" + name + ",serial=" + name,
+	}
 }
 
 // socketPair makes a connection between us and a process of ours.

@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		_ = os.RemoveAll(guestTests.dir)
+		if dir, err := imageDir(); err == nil {
+			_ = os.RemoveAll(dir)
+		}
 		os.Exit(code)
 	}))
 }

@@ -108,8 +108,9 @@ func loadModules() error {
 		}
 		err = unix.FinitModule(int(f.Fd()), "", 0)
 		_ = f.Close()
-		// Without the device or the processor it is for, a module says ENODEV.
-		if err != nil && !errors.Is(err, unix.ENODEV) {
+		// Without the device or the processor it is for, a module says ENODEV, and
+		// one that needs that module ENOENT.
+		if err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) {
 			fmt.Fprintf(os.Stderr, "pod VM: loading %s: %v\n", filepath.Base(path), err)
 		}
 	}

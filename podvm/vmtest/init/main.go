@@ -9,13 +9,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sealpod/sealpod/podvm/vmtest/internal/guest"
 	"github.com/sealpod/sealpod/podvm/vmtest/internal/wire"
 )
 
@@ -35,11 +33,11 @@ func main() {
 }
 
 func run() error {
-	ready := wire.Ready{Init: uptime()}
+	ready := wire.Ready{Init: guest.Uptime()}
 	if err := setUp(); err != nil {
 		return err
 	}
-	host, err := openPort()
+	host, err := guest.OpenPort()
 	if err != nil {
 		return err
 	}
@@ -50,16 +48,7 @@ func run() error {
 	if err != nil {
 		exit.Error = err.Error()
 	}
-	return errors.Join(err, events.Encode(wire.Event{Exit: &exit}), taken(host))
-}
-
-// taken waits until the host has taken all events: a write returns before that,
-// and what is on its way is lost when the machine goes off.
-func taken(host io.Reader) error {
-	if _, err := io.ReadFull(host, make([]byte, 1)); err != nil {
-		return fmt.Errorf("waiting for the host: %w", err)
-	}
-	return nil
+	return errors.Join(err, events.Encode(wire.Event{Exit: &exit}), guest.Taken(host))
 }
 
 func work(ready *wire.Ready, events *json.Encoder) (status int, err error) {
@@ -77,7 +66,7 @@ func work(ready *wire.Ready, events *json.Encoder) (status int, err error) {
 	if err := json.Unmarshal(raw, &job); err != nil {
 		return 0, fmt.Errorf("parsing the job: %w", err)
 	}
-	ready.Program = uptime()
+	ready.Program = guest.Uptime()
 	if err := events.Encode(wire.Event{Ready: ready}); err != nil {
 		return 0, fmt.Errorf("telling the host: %w", err)
 	}
@@ -85,36 +74,4 @@ func work(ready *wire.Ready, events *json.Encoder) (status int, err error) {
 		return 0, nil
 	}
 	return supervise(job, events)
-}
-
-// openPort opens the port to the host.
-func openPort() (*os.File, error) {
-	names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		raw, err := os.ReadFile(name)
-		if err != nil {
-			return nil, fmt.Errorf("looking for the port to the host: %w", err)
-		}
-		if strings.TrimSpace(string(raw)) != wire.PortName {
-			continue
-		}
-		f, err := os.OpenFile("/dev/"+filepath.Base(filepath.Dir(name)), os.O_RDWR, 0)
-		if err != nil {
-			return nil, fmt.Errorf("opening the port to the host: %w", err)
-		}
-		return f, nil
-	}
-	return nil, fmt.Errorf("no virtio-serial port is named %s", wire.PortName)
-}
-
-// uptime is the time since the kernel started, in seconds.
-func uptime() float64 {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		return -1 // a figure for the reader, no more
-	}
-	return float64(t.Nano()) / 1e9
 }

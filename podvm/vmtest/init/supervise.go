@@ -4,12 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sealpod/sealpod/podvm/vmtest/internal/guest"
 	"github.com/sealpod/sealpod/podvm/vmtest/internal/wire"
 )
 
@@ -36,7 +36,7 @@ func supervise(job wire.Job, events *json.Encoder) (status int, err error) {
 		return 0, fmt.Errorf("starting %s: %w", job.Args[0], err)
 	}
 	copied := make(chan error, 1)
-	go func() { copied <- forward(events, r) }()
+	go func() { copied <- guest.Forward(events, r) }()
 	status, err = reap(pid)
 	if killErr := unix.Kill(-1, unix.SIGKILL); killErr != nil && !errors.Is(killErr, unix.ESRCH) {
 		err = errors.Join(err, fmt.Errorf("ending what the program left: %w", killErr))
@@ -58,25 +58,6 @@ func reap(pid int) (status int, err error) {
 			return 128 + int(ws.Signal()), nil
 		default:
 			return ws.ExitStatus(), nil
-		}
-	}
-}
-
-// forward sends what comes out of r to the host.
-func forward(events *json.Encoder, r io.Reader) error {
-	buf := make([]byte, wire.OutputSize)
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			if err := events.Encode(wire.Event{Output: buf[:n]}); err != nil {
-				return fmt.Errorf("sending the program's output: %w", err)
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("reading the program's output: %w", err)
 		}
 	}
 }
