@@ -81,6 +81,16 @@ func (c *Config) checkDev(dev string) error {
 	return nil
 }
 
+// addr4 is the pod's first IPv4 address; it is not valid if there is none.
+func (c *Config) addr4() netip.Addr {
+	for _, p := range c.PodIPs {
+		if p.Addr().Is4() {
+			return p.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
 // leastMTU is what the pod's addresses need.
 func (c *Config) leastMTU() int {
 	for _, p := range c.PodIPs {
