@@ -29,6 +29,8 @@ func applets() []*cobra.Command {
 		apiServerREST(),
 		cdhOneshot(),
 		statusApplet(),
+		processUserData(),
+		azureReady(),
 		doctorApplet(),
 	}
 }

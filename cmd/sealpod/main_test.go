@@ -26,10 +26,12 @@ func TestScripts(t *testing.T) {
 		registrytest.Files(t, map[string]string{"etc/": "", "etc/name": "base"}),
 		registrytest.Files(t, map[string]string{"etc/": "", "etc/name": "top"}),
 	))
+	wire := wireServer(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REGISTRY", reg.Host) // has app:1
+			env.Setenv("WIRESERVER", wire)
 			env.Defer(func() { unmountBelow(t, env.WorkDir) })
 			return nil
 		},

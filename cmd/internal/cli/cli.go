@@ -24,6 +24,10 @@ const (
 // find out about; it exits with ExitUsage.
 var ErrUsage = errors.New("see --help")
 
+// ErrTold marks an error that the command has told the user itself, in words of
+// upstream's; Run prints nothing more.
+var ErrTold = errors.New("told")
+
 // Run executes root with args and returns the exit code. Whatever goes wrong
 // before a command starts (unknown command, flag or argument) is ExitUsage. A
 // failure after ctx ended is ExitInterrupted. Errors go to stderr after name.
@@ -44,6 +48,8 @@ func Run(ctx context.Context, root *cobra.Command, name string, args []string, s
 	case !started:
 		fmt.Fprintf(stderr, "%s: %v (%v)\n", name, err, ErrUsage)
 		return ExitUsage
+	case errors.Is(err, ErrTold):
+		return code(err)
 	}
 	fmt.Fprintf(stderr, "%s: %v\n", name, err)
 	return code(err)

@@ -25,6 +25,7 @@ func TestRun(t *testing.T) {
 		"unknown command":            {t.Context(), []string{"nope"}, ExitUsage, "unknown command"},
 		"unknown flag":               {t.Context(), []string{"ok", "--nope"}, ExitUsage, "unknown flag: --nope (see --help)"},
 		"too many arguments":         {t.Context(), []string{"ok", "extra"}, ExitUsage, "see --help"},
+		"tells it itself":            {t.Context(), []string{"told"}, ExitFailed, ""},
 		"command finds usage wrong":  {t.Context(), []string{"usage"}, ExitUsage, "choose one (see --help)"},
 		"upstream's, works":          {t.Context(), []string{"up", "-r", "a", "sub", "-r", "b"}, ExitOK, ""},
 		"upstream's, fails":          {t.Context(), []string{"up", "sub"}, ExitPanic, "prog: broken a b\n"},
@@ -44,6 +45,7 @@ func TestRun(t *testing.T) {
 			}
 			add("ok", nil)
 			add("fail", errors.New("broken"))
+			add("told", fmt.Errorf("%w: broken", ErrTold))
 			add("usage", fmt.Errorf("choose one (%w)", ErrUsage))
 			var before, after string
 			up := &cobra.Command{Use: "up", RunE: func(*cobra.Command, []string) error { return fmt.Errorf("choose one (%w)", ErrUsage) }}
