@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/containerd/ttrpc"
@@ -21,6 +19,7 @@ import (
 	aaserver "github.com/sealpod/sealpod/attester/server"
 	"github.com/sealpod/sealpod/cdh/server"
 	"github.com/sealpod/sealpod/cmd/internal/cli"
+	"github.com/sealpod/sealpod/forwarder"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/metrics"
 	"github.com/sealpod/sealpod/podvm/rpc"
@@ -44,13 +43,22 @@ type statusFlags struct {
 type podStatus struct {
 	Agent agentStatus `json:"attestationAgent"`
 	Hub   hubStatus   `json:"confidentialDataHub"`
+	// Forwarder is nil where there is none.
+	Forwarder *forwarderStatus `json:"agentProtocolForwarder,omitempty"`
+}
+
+// daemonStatus is what is known about every daemon. Counters are its metrics that
+// only grow, by name with labels.
+type daemonStatus struct {
+	Socket   string             `json:"socket"`
+	Up       bool               `json:"up"`
+	Problem  string             `json:"problem,omitempty"`
+	Counters map[string]float64 `json:"counters,omitempty"`
 }
 
 // agentStatus is what is known about the attestation agent.
 type agentStatus struct {
-	Socket  string           `json:"socket"`
-	Up      bool             `json:"up"`
-	Problem string           `json:"problem,omitempty"`
+	daemonStatus
 	TEE     string           `json:"tee,omitempty"`
 	Devices []string         `json:"devices,omitempty"`
 	Details *aaserver.Status `json:"details,omitempty"` // nil when its metrics socket does not answer
@@ -58,20 +66,27 @@ type agentStatus struct {
 
 // hubStatus is what is known about the data hub.
 type hubStatus struct {
-	Socket  string         `json:"socket"`
-	Up      bool           `json:"up"`
-	Problem string         `json:"problem,omitempty"`
+	daemonStatus
 	Details *server.Status `json:"details,omitempty"` // nil when its metrics socket does not answer
+}
+
+// forwarderStatus is what is known about the forwarder, whose socket is that of its
+// metrics.
+type forwarderStatus struct {
+	daemonStatus
+	Details *forwarder.Status `json:"details,omitempty"` // nil when it does not answer
 }
 
 func statusApplet() *cobra.Command {
 	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "What runs, and which images are being pulled",
-		Long: `Asks the attestation agent and the data hub whether they are up, and what they
-do. What only root may know, such as the names of images, comes from the sockets
-of their metrics. The exit code is 0 if both are up.`,
+		Short: "What runs, how long things took, and which images are being pulled",
+		Long: `Asks the attestation agent, the data hub and, where there is one, the forwarder
+whether they are up, and what they do: the age of the token, the steps of the last
+attestation, the phases of the last pulls, and what they have counted. What only
+root may know, such as the names of images, comes from the sockets of their
+metrics. The exit code is 0 if all are up.`,
 		Example: `  sealpod status
   sealpod status --json | jq '.confidentialDataHub.details.pulls[].percent'`,
 		Args: cobra.NoArgs,
@@ -95,13 +110,13 @@ func (f statusFlags) run(ctx context.Context, out io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	s := podStatus{Agent: askAgent(ctx, agent), Hub: askHub(ctx, hub)}
+	s := podStatus{Agent: askAgent(ctx, agent), Hub: askHub(ctx, hub), Forwarder: askForwarder(ctx, metrics.Socket(forwarder.Socket))}
 	if f.json {
 		err = json.NewEncoder(out).Encode(s)
 	} else {
-		err = s.print(out, colored(out))
+		err = s.print(out, time.Now(), colored(out))
 	}
-	if err == nil && (!s.Agent.Up || !s.Hub.Up) {
+	if err == nil && (!s.Agent.Up || !s.Hub.Up || s.Forwarder != nil && !s.Forwarder.Up) {
 		err = errDown
 	}
 	return err
@@ -132,7 +147,7 @@ func problem(err error) string {
 }
 
 func askAgent(ctx context.Context, path string) agentStatus {
-	s := agentStatus{Socket: path}
+	s := agentStatus{daemonStatus: daemonStatus{Socket: path}}
 	err := ask(ctx, path, func(c *ttrpc.Client) error {
 		client := aa.NewAttestationAgentServiceClient(c)
 		tee, err := client.GetTeeType(ctx, &aa.GetTeeTypeRequest{})
@@ -153,13 +168,13 @@ func askAgent(ctx context.Context, path string) agentStatus {
 	s.Up = true
 	var details aaserver.Status
 	if metrics.Status(ctx, metrics.Socket(path), &details) == nil {
-		s.Details = &details
+		s.Details, s.Counters = &details, askCounters(ctx, metrics.Socket(path))
 	}
 	return s
 }
 
 func askHub(ctx context.Context, path string) hubStatus {
-	s := hubStatus{Socket: path}
+	s := hubStatus{daemonStatus: daemonStatus{Socket: path}}
 	err := ask(ctx, path, func(c *ttrpc.Client) error {
 		// A guest wraps no keys, so the hub says no and does nothing.
 		_, err := keyprovider.NewKeyProviderServiceClient(c).WrapKey(ctx, &keyprovider.KeyProviderKeyWrapProtocolInput{})
@@ -175,69 +190,32 @@ func askHub(ctx context.Context, path string) hubStatus {
 	s.Up = true
 	var details server.Status
 	if metrics.Status(ctx, metrics.Socket(path), &details) == nil {
-		s.Details = &details
+		s.Details, s.Counters = &details, askCounters(ctx, metrics.Socket(path))
 	}
 	return s
 }
 
-// print writes s as tables for people.
-func (s podStatus) print(out io.Writer, color bool) error {
-	var b strings.Builder
-	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "DAEMON\tSTATE\tVERSION\tSOCKET\tDETAILS")
-	version, details := "-", s.Agent.Problem
-	if s.Agent.Up {
-		details = "TEE " + strings.Join(append([]string{s.Agent.TEE}, s.Agent.Devices...), " and ")
+// askForwarder asks the forwarder at the socket of its metrics; nil if there is no
+// such socket.
+func askForwarder(ctx context.Context, path string) *forwarderStatus {
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
-	if d := s.Agent.Details; d != nil {
-		version = podvm.Printable(d.Version, 64)
-		details += ", event log " + map[bool]string{true: "on", false: "off"}[d.EventLog]
+	s := &forwarderStatus{daemonStatus: daemonStatus{Socket: path}}
+	var details forwarder.Status
+	if err := metrics.Status(ctx, path, &details); err != nil {
+		s.Problem = problem(err)
+		return s
 	}
-	fmt.Fprintf(t, "attestation-agent\t%s\t%s\t%s\t%s\n", state(s.Agent.Up), version, s.Agent.Socket, details)
-	version, details = "-", s.Hub.Problem
-	if d := s.Hub.Details; d != nil {
-		version, details = podvm.Printable(d.Version, 64), fmt.Sprintf("resources from %s, images being pulled: %d", podvm.Printable(d.KBC, 32), len(d.Pulls))
-	}
-	fmt.Fprintf(t, "confidential-data-hub\t%s\t%s\t%s\t%s\n", state(s.Hub.Up), version, s.Hub.Socket, details)
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	if d := s.Hub.Details; d != nil {
-		printPulls(&b, d)
-	}
-	text := b.String()
-	if color {
-		text = colors.Replace(text)
-	}
-	_, err := io.WriteString(out, text)
-	return err
+	s.Up, s.Details, s.Counters = true, &details, askCounters(ctx, path)
+	return s
 }
 
-// colors works on the finished table, which counts characters. The spaces are
-// those around the states.
-var colors = strings.NewReplacer("  up    ", "  \x1b[32mup\x1b[0m    ", "  down  ", "  \x1b[31mdown\x1b[0m  ")
-
-func state(up bool) string {
-	if up {
-		return "up"
+// askCounters returns what a daemon has counted, nil if it does not say.
+func askCounters(ctx context.Context, path string) map[string]float64 {
+	text, err := metrics.Text(ctx, path)
+	if err != nil {
+		return nil
 	}
-	return "down"
-}
-
-func printPulls(b *strings.Builder, d *server.Status) {
-	if len(d.Pulls) > 0 {
-		b.WriteString("\nPULLING\n")
-	}
-	for _, p := range d.Pulls {
-		fmt.Fprintf(b, "%s\n  %s\n", podvm.Printable(p.Image, 512), progressLine(p.Status))
-	}
-	if len(d.Last) > 0 {
-		b.WriteString("\nLAST PULLS\n")
-	}
-	for _, p := range d.Last {
-		fmt.Fprintf(b, "%s  %s  %s  %s\n", p.Started.UTC().Format(time.RFC3339), podvm.Printable(p.Result, 32), seconds(p.Elapsed), podvm.Printable(p.Image, 512))
-		if p.Cause != "" {
-			fmt.Fprintf(b, "  %s\n", podvm.Printable(strings.ReplaceAll(p.Cause, "\n", "; "), 1024))
-		}
-	}
+	return metrics.Counters(text)
 }

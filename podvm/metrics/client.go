@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/sealpod/sealpod/podvm"
@@ -70,4 +71,29 @@ func ask(ctx context.Context, path, method, what, body string) ([]byte, error) {
 		return nil, fmt.Errorf("asking %s: HTTP status %d: %s", path, resp.StatusCode, podvm.Printable(strings.TrimSpace(string(b)), 256))
 	}
 	return b, nil
+}
+
+// Counters reads what only grows from a text exposition: values by name with
+// labels, as in `n_total{result="ok"}`. Lines it cannot read are left out.
+func Counters(text string) map[string]float64 {
+	out := map[string]float64{}
+	counts := ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if f := strings.Fields(line); len(f) == 4 && f[0] == "#" && f[1] == "TYPE" {
+			counts = ""
+			if f[3] == "counter" {
+				counts = f[2]
+			}
+			continue
+		}
+		at := strings.LastIndexByte(line, ' ')
+		if at < 0 || counts == "" || line[0] == '#' || !strings.HasPrefix(line, counts) {
+			continue
+		}
+		if n, err := strconv.ParseFloat(line[at+1:], 64); err == nil {
+			out[line[:at]] = n
+		}
+	}
+	return out
 }

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -55,5 +56,23 @@ func TestSeriesAreBounded(t *testing.T) {
 	}
 	if !strings.Contains(text, fmt.Sprintf(`n_total{a="other",b="other"} %d`, 100_000-MaxSeries)) {
 		t.Error("what is beyond is not counted")
+	}
+}
+
+// What Text writes, Counters reads: only what grows, and nothing that is not a
+// number.
+func TestCountersAreReadBack(t *testing.T) {
+	s := New("sealpod")
+	s.Counter("a_total", "A.", "result").Add(2, "o k\"")
+	s.Counter("b_seconds_total", "B.").Add(0.25)
+	s.Gauge("c", "C.", func() float64 { return 7 })
+	text := s.Text() + "# TYPE d_total counter\nd_total many\nd_total\n# TYPE\ne_total 3\n"
+	got := Counters(text)
+	want := map[string]float64{`a_total{result="o k\""}`: 2, "b_seconds_total": 0.25}
+	if !maps.Equal(got, want) {
+		t.Errorf("%v", got)
+	}
+	if got := Counters(""); len(got) != 0 {
+		t.Errorf("%v", got)
 	}
 }
