@@ -29,9 +29,14 @@ func applets() []*cobra.Command {
 		apiServerREST(),
 		cdhOneshot(),
 		statusApplet(),
+		scratchStorage(),
+		setupNATForIMDS(),
+		netnsApplet(),
+		lendRun(),
 		processUserData(),
 		azureReady(),
 		doctorApplet(),
+		logLevelApplet(),
 	}
 }
 
