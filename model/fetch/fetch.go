@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -61,6 +62,9 @@ type File struct {
 	// Cipher opens the object, which is a sealed one. Nil: the object is the
 	// file.
 	Cipher func(sealed.Header) (*sealed.Cipher, error)
+	// Transform makes the file, which is empty, of the whole object and returns
+	// its size. Then Size is -1, and Cipher nil.
+	Transform func(ctx context.Context, object io.Reader, file *os.File) (int64, error)
 	// SHA256 is the digest the file must have, or nil.
 	SHA256 []byte
 	// ID is equal only for the same content: what is there of a file in progress
@@ -70,7 +74,9 @@ type File struct {
 
 // Stats are what a Folder has done so far. They may be read at any time.
 type Stats struct {
-	Bytes   atomic.Int64 // of files, from a source or a run before
+	// Bytes are those of files, from a source or a run before, or of an object
+	// that is transformed.
+	Bytes   atomic.Int64
 	Resumed atomic.Int64 // of Bytes, from a run before
 	Files   atomic.Int64 // finished
 

@@ -185,6 +185,8 @@ func (p *part) fetch(ctx context.Context, run int64, buf []byte) error {
 	}
 	defer r.Close()
 	switch {
+	case p.Transform != nil:
+		return p.transform(ctx, r)
 	case p.Cipher != nil:
 		err = p.open(r, run, buf)
 	case p.Size < 0:
@@ -263,6 +265,31 @@ func (p *part) copy(r io.Reader, run int64, buf []byte) error {
 		off, n = off+int64(len(b)), n-int64(len(b))
 	}
 	return nil
+}
+
+// transform lets somebody else make the file of the object.
+func (p *part) transform(ctx context.Context, r io.Reader) error {
+	if err := p.out.Truncate(0); err != nil {
+		return full(err)
+	}
+	n, err := p.Transform(ctx, &counted{r: r, stats: &p.folder.Stats}, p.out)
+	p.Size = n
+	return full(err)
+}
+
+// counted counts what is read from an object.
+type counted struct {
+	r     io.Reader
+	stats *Stats
+}
+
+func (c *counted) Read(b []byte) (n int, err error) {
+	err = timed(&c.stats.Fetching, func() (err error) {
+		n, err = c.r.Read(b)
+		return err
+	})
+	c.stats.Bytes.Add(int64(n))
+	return n, err
 }
 
 // copyAll brings an object of unknown size.
