@@ -87,6 +87,13 @@ func adaptorsOwn(c *x509.Certificate) {
 	c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 }
 
+func expiredClient(t testing.TB) *pair {
+	return certificate(t, nil, func(c *x509.Certificate) {
+		adaptorsOwn(c)
+		c.NotBefore, c.NotAfter = time.Now().AddDate(-2, 0, 0), time.Now().Add(-time.Minute)
+	})
+}
+
 // worker is an adaptor's side of TLS.
 type worker struct {
 	ca, server, client *pair

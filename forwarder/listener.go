@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sealpod/sealpod/forwarder/relay"
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -83,7 +84,7 @@ func newServer(c *tls.Config, l limits, log *slog.Logger, n *counters) *server {
 	if c != nil {
 		s.tls = c.Clone()
 		s.tls.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-			s.peers.spoke(h.Conn)
+			s.peers.spoke(h.Conn.(*relay.Socket).Conn)
 			return nil, nil
 		}
 	}
@@ -112,6 +113,9 @@ func (s *server) serve(ctx context.Context, l net.Listener) error {
 			return fmt.Errorf("accepting connections: %w", err)
 		case err != nil:
 			s.log.Warn("A connection was not accepted", "err", err, "pause", pause)
+			if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+				s.peers.shed()
+			}
 			wait(ctx, pause)
 			pause = min(2*pause, maxPause)
 			continue
@@ -149,7 +153,7 @@ func (s *server) handle(ctx, served context.Context, conn *net.TCPConn) {
 	defer s.peers.leave(p)
 	var host net.Conn = conn
 	if s.tls != nil {
-		secured := tls.Server(conn, s.tls)
+		secured := tls.Server(relay.NewSocket(conn), s.tls)
 		limited, cancel := context.WithTimeout(ctx, s.limits.handshake)
 		err := secured.HandshakeContext(limited)
 		cancel()
@@ -193,6 +197,11 @@ func (s *server) refused(ctx context.Context, p *peer, from string, err error) {
 		result = "gone"
 	}
 	s.count.ended(result)
+	if result == "gone" {
+		// Scanners and the watchdog hang up like this.
+		s.log.Debug("A stranger hung up", "from", from, "err", err)
+		return
+	}
 	s.refuse.warn("A client was not let in", "from", from, "result", result, "err", podvm.Printable(err.Error(), 300))
 }
 

@@ -91,7 +91,7 @@ func client(t *testing.T, addr string, c *tls.Config) *tls.Conn {
 }
 
 // until waits for something to become true.
-func until(t *testing.T, what string, is func() bool) {
+func until(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -123,7 +123,7 @@ func TestHandshakesHaveADeadline(t *testing.T) {
 		}
 	}
 	until(t, "they are forgotten", s.are(0, 0))
-	if text := s.count.set.Text(); !strings.Contains(text, `connections_total{result="timeout"} 2`) {
+	if text := s.count.set.Text(); !strings.Contains(text, `connections_ended_total{result="timeout"} 2`) {
 		t.Error(text)
 	}
 	var conn *tls.Conn

@@ -66,6 +66,13 @@ func (p *peers) admit(n *peer) bool {
 	return true
 }
 
+// shed ends a stranger, if there is one.
+func (p *peers) shed() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.displace(p.leastStranger())
+}
+
 // leave forgets a connection.
 func (p *peers) leave(n *peer) {
 	p.mu.Lock()

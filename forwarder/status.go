@@ -38,15 +38,14 @@ func newCounters() *counters {
 	set.Gauge("sealpod_forwarder_goroutines", "Goroutines of the forwarder.", func() float64 { return float64(runtime.NumGoroutine()) })
 	return &counters{
 		set:         set,
-		connections: set.Counter("sealpod_forwarder_connections_total", "Connections that ended, by result (closed, failed, displaced, refused, timeout, gone).", "result"),
+		connections: set.Counter("sealpod_forwarder_connections_ended_total", "Connections that ended, by result (closed, failed, displaced, refused, timeout, gone).", "result"),
 	}
 }
 
 // ended counts a connection.
 func (c *counters) ended(result string) { c.connections.Inc(result) }
 
-// show adds the open connections of s to the metrics.
+// show adds the connections of s to the metrics that the relay does not know.
 func (c *counters) show(s *server) {
-	c.set.Gauge("sealpod_forwarder_clients", "Open connections that have shown who they are.", func() float64 { _, n := s.peers.counts(); return float64(n) })
 	c.set.Gauge("sealpod_forwarder_strangers", "Open connections that have not shown who they are.", func() float64 { n, _ := s.peers.counts(); return float64(n) })
 }

@@ -52,6 +52,8 @@ func (t TLS) config(f File, log *slog.Logger) (*tls.Config, error) {
 	c := &tls.Config{
 		// One connection for the life of a pod resumes nothing.
 		SessionTicketsDisabled: true,
+		// Nobody reads half a frame, so small records first serve nobody.
+		DynamicRecordSizingDisabled: true,
 	}
 	if err := t.profile(c, f, log); err != nil {
 		return nil, fmt.Errorf("%w: invalid TLS profile: %w", ErrConfig, err)

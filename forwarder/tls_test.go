@@ -2,7 +2,6 @@ package forwarder
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -12,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -61,10 +59,7 @@ func TestWhoIsLetIn(t *testing.T) {
 	}
 	files := TLS{CertFile: put("tls.crt", manual.server.cert), KeyFile: put("tls.key", manual.server.key), CAFile: put("ca.crt", manual.ca.cert)}
 	expired := auto
-	expired.client = certificate(t, nil, func(c *x509.Certificate) {
-		adaptorsOwn(c)
-		c.NotBefore, c.NotAfter = time.Now().AddDate(-2, 0, 0), time.Now().Add(-time.Minute)
-	})
+	expired.client = expiredClient(t)
 	stranger, nobody, forServers := auto, auto, manual
 	stranger.client = newClientPair(t)
 	nobody.client = nil

@@ -24,11 +24,16 @@ import (
 // applets is every program in this binary, under the name upstream gives it.
 func applets() []*cobra.Command {
 	return []*cobra.Command{
+		agentProtocolForwarder(),
 		attestationAgent(),
 		confidentialDataHub(),
 		apiServerREST(),
 		cdhOneshot(),
 		statusApplet(),
+		scratchStorage(),
+		setupNATForIMDS(),
+		netnsApplet(),
+		lendRun(),
 		processUserData(),
 		azureReady(),
 		doctorApplet(),
