@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/sealpod/sealpod/attester"
+	"github.com/sealpod/sealpod/attester/server"
 	"github.com/sealpod/sealpod/attester/tpm"
 	"github.com/sealpod/sealpod/attester/vtpmtest"
 	"github.com/sealpod/sealpod/podvm/testenv"
@@ -152,6 +155,27 @@ func TestTPMOnlySaysItExtends(t *testing.T) {
 		return nil
 	})
 	m.refused(ErrMeasure)
+}
+
+// The attestation agent finds and binds what was measured, and nothing else.
+func TestTheAgentBindsWhatWasMeasured(t *testing.T) {
+	chip := vtpmtest.Start(t, testenv.Tool(t, "swtpm"))
+	m := newMachine(t)
+	m.withTPM(chip, podUserData(t))
+	if err := m.run(); err != nil {
+		t.Fatal(err)
+	}
+	bind := func() (server.InitData, error) {
+		tees := &attester.Set{Primary: tpm.New(m.conf.Host)}
+		return server.BindInitData(t.Context(), server.Config{}, tees, m.conf.Host, "", "", m.conf.Log)
+	}
+	if got, err := bind(); err != nil || got.Document == nil || got.Document.Text != document {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	m.put(initDataFile, encoded(t, document+"# changed since\n"))
+	if _, err := bind(); !errors.Is(err, tpm.ErrInitData) {
+		t.Errorf("changed init data: %v", err)
+	}
 }
 
 func TestMachineWithoutTPM(t *testing.T) {
