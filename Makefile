@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X github.com/sealpod/sealpod/podvm.version=$(VERSION)
 # The race detector needs a C compiler; everything else here does not.
 RACE := $(if $(shell command -v $(shell $(GO) env CC)),-race,)
 
-.PHONY: build demo test test-vm lint fuzz bench proto clean
+.PHONY: build demo test test-vm image lint fuzz bench proto clean
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sealpod ./cmd/sealctl
 
@@ -34,6 +34,16 @@ test:
 test-vm:
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
 	  TMPDIR=$$tmp SEALPOD_TEST_VM=1 SEALPOD_REQUIRE_TOOLS=1 $(GO) test -count=1 -v -timeout 30m -skip '^TestInGuest' ./podvm/vmtest
+
+# The disk image of a pod VM, from a fixed state of Debian's archive; bin/image
+# keeps it and what was downloaded. It takes Debian packages, which it names.
+# make image ARGS='--kata-agent PATH --pause-bundle DIR --profile debug'
+# make image ARGS='--mirror http://deb.debian.org/debian'
+IMAGE := $(CURDIR)/bin/image
+image:
+	@rm -rf $(IMAGE)/tree && mkdir -p $(IMAGE)
+	@$(MAKE) --no-print-directory install DESTDIR=$(IMAGE)/tree
+	@$(GO) run ./podvm/image/mkimage --cache $(IMAGE)/cache --tree $(IMAGE)/tree --out $(IMAGE)/podvm --qcow2 $(ARGS)
 
 GOLANGCI_LINT := v2.15.0
 lint: $(TOOLS)/golangci-lint

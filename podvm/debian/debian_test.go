@@ -4,7 +4,10 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -71,6 +74,71 @@ func TestDirectoriesKeepTheirBits(t *testing.T) {
 	}
 	if n := all["usr/sbin"]; n.Kind() != unix.S_IFDIR || n.Mode&0o7777 != 0o755 {
 		t.Errorf("usr/sbin is %o", n.Mode)
+	}
+}
+
+func TestTreesGoThroughArchives(t *testing.T) {
+	tree := Tree{
+		"usr/bin/tool": File(0o755, []byte("program")), "usr/bin/link": Link("tool"), "tmp": Dir(0o1777), "etc/deep/file": File(0o600, nil),
+	}
+	r, err := tree.Tar()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Read(bytes.NewReader(first))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, n := range tree {
+		if m := got[name]; m.Mode != n.Mode || string(m.Data) != string(n.Data) {
+			t.Errorf("%s is %o %q", name, m.Mode, m.Data)
+		}
+	}
+	if n := got["etc/deep"]; n.Mode != Dir(0o755).Mode {
+		t.Errorf("etc/deep is %o", n.Mode)
+	}
+	again, err := got.Tar()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, err := io.ReadAll(again); err != nil || !bytes.Equal(first, second) {
+		t.Errorf("%d bytes, then %d, %v", len(first), len(second), err)
+	}
+	if _, err := (Tree{"pipe": {Mode: unix.S_IFIFO | 0o600}}).Tar(); err == nil {
+		t.Error("a pipe in an archive")
+	}
+}
+
+func TestDirectoriesAreReadWithoutTheirOwnersHabits(t *testing.T) {
+	dir := t.TempDir()
+	for name, mode := range map[string]os.FileMode{"plain": 0o640, "program": 0o700} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/nowhere", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadDir(dir, "/opt/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]uint32{
+		"opt/x": unix.S_IFDIR | 0o755, "opt/x/plain": unix.S_IFREG | 0o644, "opt/x/program": unix.S_IFREG | 0o755, "opt/x/link": unix.S_IFLNK | 0o777,
+	} {
+		if got[name].Mode != want {
+			t.Errorf("%s is %o", name, got[name].Mode)
+		}
+	}
+	if err := unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadDir(dir, ""); err == nil {
+		t.Error("a pipe in a tree")
 	}
 }
 

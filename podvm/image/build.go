@@ -237,15 +237,7 @@ func merged(t debian.Tree) debian.Tree {
 
 // fetch unpacks the packages, or takes them from the cache.
 func fetch(ctx context.Context, o Options) (debian.Tree, []debian.Package, error) {
-	source := debian.Source{Suite: Suite, Mirror: o.Mirror, Packages: packages}
-	if source.Mirror == "" {
-		source.Mirror = Mirror(Snapshot)
-	}
-	if o.Profile == Debug {
-		source.Packages = append(slices.Clone(packages), debugPackages...)
-	}
-	id := sha256.Sum256(fmt.Appendf(nil, "1 %q", []any{source.Suite, source.Mirror, source.Packages}))
-	cached := filepath.Join(o.Cache, fmt.Sprintf("%s-%x.tar", Suite, id[:6]))
+	cached, source := cachePath(o)
 	if o.Cache != "" {
 		t, list, err := readCache(cached)
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
@@ -260,6 +252,19 @@ func fetch(ctx context.Context, o Options) (debian.Tree, []debian.Package, error
 		return t, list, err
 	}
 	return t, list, writeCache(cached, t, list)
+}
+
+// cachePath is where unpacked packages are kept, by what they come from.
+func cachePath(o Options) (string, debian.Source) {
+	source := debian.Source{Suite: Suite, Mirror: o.Mirror, Packages: packages}
+	if source.Mirror == "" {
+		source.Mirror = Mirror(Snapshot)
+	}
+	if o.Profile == Debug {
+		source.Packages = append(slices.Clone(packages), debugPackages...)
+	}
+	id := sha256.Sum256(fmt.Appendf(nil, "1 %q", []any{source.Suite, source.Mirror, source.Packages}))
+	return filepath.Join(o.Cache, fmt.Sprintf("%s-%x.tar", Suite, id[:6])), source
 }
 
 func readCache(path string) (debian.Tree, []debian.Package, error) {

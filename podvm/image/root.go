@@ -20,7 +20,7 @@ import (
 func root(ctx context.Context, all debian.Tree, profile Profile, over ...debian.Tree) (debian.Tree, error) {
 	t := debian.Tree{}
 	for name, n := range all {
-		if !drops(name) {
+		if !drops(name) || profile == Debug && debugKeeps[name] {
 			n.Mode &^= unix.S_ISUID | unix.S_ISGID // all of it runs as root, or must not become it
 			t[name] = n
 		}
@@ -50,6 +50,9 @@ func root(ctx context.Context, all debian.Tree, profile Profile, over ...debian.
 	dropOrphans(t)
 	return t, nil
 }
+
+// debugKeeps are what Debug has of what is dropped.
+var debugKeeps = map[string]bool{"usr/bin/bash": true}
 
 const unitDir = "usr/lib/systemd/system/"
 

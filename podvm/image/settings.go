@@ -65,7 +65,33 @@ func settings(profile Profile) debian.Tree {
 	} {
 		t[name] = debian.Link(target)
 	}
+	if profile == Debug {
+		t[unitDir+"debug-console.service"] = debian.File(0o644, []byte(debugConsole))
+		t[unitDir+"sysinit.target.wants/debug-console.service"] = debian.Link("../debug-console.service")
+	}
 	return t
 }
+
+// debugConsole is a shell on the serial console, early enough to see why a boot
+// hangs.
+const debugConsole = `[Unit]
+Description=Root Shell for Whoever Sees the Console
+DefaultDependencies=no
+Conflicts=shutdown.target
+Before=shutdown.target
+After=systemd-tmpfiles-setup-dev.service
+
+[Service]
+Type=idle
+Environment=HOME=/root TERM=vt220 PS1=podvm#
+WorkingDirectory=/root
+ExecStart=/usr/bin/bash --noprofile --norc -i
+StandardInput=tty
+TTYPath=/dev/ttyS0
+TTYReset=yes
+TTYVHangup=yes
+Restart=always
+RestartSec=1
+`
 
 const dhcp = "[Network]\nDHCP=yes\nLLDP=no\n\n[DHCPv4]\nUseDomains=yes\n\n[DHCPv6]\nUseDomains=yes\n"

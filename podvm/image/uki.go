@@ -38,14 +38,14 @@ const (
 	dataReadable   = 0x40000040 // IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_READ
 )
 
-// pe is where things are in a PE32+ file.
-type pe struct {
+// peFile is where things are in a PE32+ file.
+type peFile struct {
 	raw                    []byte
 	optional, table, count int
 	certificates, certSize int
 }
 
-func parsePE(raw []byte) (*pe, error) {
+func parsePE(raw []byte) (*peFile, error) {
 	if len(raw) < 0x40 || raw[0] != 'M' || raw[1] != 'Z' {
 		return nil, ErrPE
 	}
@@ -54,7 +54,7 @@ func parsePE(raw []byte) (*pe, error) {
 	if head < 0 || head > len(raw)-coffSize-optMin || string(raw[head:head+4]) != "PE\x00\x00" {
 		return nil, ErrPE
 	}
-	p := &pe{
+	p := &peFile{
 		raw: raw, optional: head + coffSize, count: int(le.Uint16(raw[head+coffSections:])),
 		table: head + coffSize + int(le.Uint16(raw[head+coffOptional:])),
 	}
@@ -62,8 +62,8 @@ func parsePE(raw []byte) (*pe, error) {
 		return nil, ErrPE
 	}
 	p.certificates, p.certSize = int(le.Uint32(raw[p.optional+optDirectories:])), int(le.Uint32(raw[p.optional+optDirectories+4:]))
-	if p.certSize > 0 && p.certificates+p.certSize != len(raw) {
-		return nil, fmt.Errorf("%w: something is behind its signature", ErrPE)
+	if p.certSize > 0 && (p.certificates < p.table+p.count*sectionSize || p.certificates+p.certSize != len(raw)) {
+		return nil, fmt.Errorf("%w: its signature is not its end", ErrPE)
 	}
 	return p, nil
 }
@@ -77,14 +77,17 @@ func unify(stub []byte, sections []section) ([]byte, error) {
 	}
 	le := binary.LittleEndian
 	align, fileAlign := le.Uint32(stub[p.optional+optAlignment:]), le.Uint32(stub[p.optional+optFileAlign:])
-	room := int(le.Uint32(stub[p.optional+optHeaderSize:])) - p.table
-	if p.certSize != 0 || align == 0 || fileAlign == 0 || room < (p.count+len(sections))*sectionSize {
+	room := min(int(le.Uint32(stub[p.optional+optHeaderSize:])), len(stub)) - p.table
+	if p.certSize != 0 || align == 0 || align > 1<<20 || fileAlign == 0 || fileAlign > 1<<20 || room < (p.count+len(sections))*sectionSize {
 		return nil, fmt.Errorf("%w: it is signed, or has no room for sections", ErrPE)
 	}
 	next := uint32(0) // address
 	for i := range p.count {
 		s := stub[p.table+i*sectionSize:]
 		next = max(next, le.Uint32(s[12:])+le.Uint32(s[8:]))
+	}
+	if next > 1<<30 {
+		return nil, fmt.Errorf("%w: it is as large as memory", ErrPE)
 	}
 	out := append([]byte(nil), stub...)
 	for i, s := range sections {
