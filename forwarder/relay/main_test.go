@@ -45,9 +45,10 @@ type testAgent struct {
 	srv     *ttrpc.Server
 	done    chan struct{}
 	mu      sync.Mutex
+	conns   []net.Conn
 	seen    []string      // payloads of Echo
 	entered chan struct{} // a Block began
-	release chan struct{} // all Blocks end
+	cancel  context.CancelFunc
 }
 
 type bytesValue = wrapperspb.BytesValue
@@ -55,7 +56,7 @@ type bytesValue = wrapperspb.BytesValue
 // startAgent serves on path.
 func startAgent(t testing.TB, path string) *testAgent {
 	t.Helper()
-	a := &testAgent{path: path, done: make(chan struct{}), entered: make(chan struct{}, 1024), release: make(chan struct{})}
+	a := &testAgent{path: path, done: make(chan struct{}), entered: make(chan struct{}, 1024)}
 	var err error
 	if a.srv, err = ttrpc.NewServer(); err != nil {
 		t.Fatal(err)
@@ -71,24 +72,46 @@ func startAgent(t testing.TB, path string) *testAgent {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	a.cancel = cancel
 	go func() {
 		defer close(a.done)
-		_ = a.srv.Serve(context.Background(), l)
+		_ = a.srv.Serve(ctx, listener{l, a})
 	}()
 	t.Cleanup(a.stop)
 	return a
 }
 
-// stop ends the agent as its death would: its connections close at once.
+// listener remembers what it accepts: ttrpc closes no connection with calls.
+type listener struct {
+	net.Listener
+	a *testAgent
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.a.mu.Lock()
+		defer l.a.mu.Unlock()
+		l.a.conns = append(l.a.conns, c)
+	}
+	return c, err
+}
+
+// stop ends the agent as its death would: its connections close at once, and
+// calls that run answer nobody any more.
 func (a *testAgent) stop() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	if a.srv == nil {
 		return
 	}
-	close(a.release)
 	_ = a.srv.Close()
 	<-a.done
+	a.mu.Lock()
+	for _, c := range a.conns {
+		_ = c.Close()
+	}
+	a.mu.Unlock()
+	a.cancel()
 	a.srv = nil
 }
 
@@ -117,7 +140,10 @@ func size(_ context.Context, unmarshal func(any) error) (any, error) {
 
 func fail(context.Context, func(any) error) (any, error) {
 	st, err := status.New(codes.FailedPrecondition, "not so").WithDetails(&errdetails.ErrorInfo{Reason: "why", Domain: "d"})
-	return nil, errors.Join(err, st.Err())
+	if err != nil {
+		return nil, err
+	}
+	return nil, st.Err()
 }
 
 func (a *testAgent) block(ctx context.Context, unmarshal func(any) error) (any, error) {
@@ -126,10 +152,7 @@ func (a *testAgent) block(ctx context.Context, unmarshal func(any) error) (any, 
 		return nil, err
 	}
 	a.entered <- struct{}{}
-	select {
-	case <-a.release:
-	case <-ctx.Done():
-	}
+	<-ctx.Done()
 	return &v, ctx.Err()
 }
 
