@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/hostrun"
 )
 
 // runDaemon runs serve until it returns or a signal asks it to stop: SIGINT and
@@ -21,6 +22,9 @@ func runDaemon(applet, level string, serve func(ctx context.Context, host podvm.
 		return err
 	}
 	slog.SetDefault(log)
+	if err := hostrun.Take(); err != nil {
+		return err
+	}
 	if err := podvm.NoCoreDumps(); err != nil {
 		log.Warn("Core dumps stay possible", "err", err)
 	}

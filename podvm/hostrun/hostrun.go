@@ -1,0 +1,123 @@
+// Package hostrun gives a daemon the /run of the machine although its unit has a
+// mount namespace of its own, so that what it mounts there everyone sees, and
+// nothing else of the file system has to be writable or visible to it.
+//
+// systemd makes such a namespace from copies that follow the machine's mounts,
+// not the other way round. So a step before the daemon, which runs outside, lends
+// it: it clones the mounts of /run into a detached tree, whose mounts stay peers
+// of the machine's, and leaves its descriptor with systemd. The daemon takes the
+// descriptor and puts the tree over its own /run. From then on whatever either
+// side mounts or unmounts below /run, the other does too.
+//
+// Data path: units of daemons that mount have "ExecStartPre=+sealpod lend-run",
+// those daemons call Take first of all.
+//
+// Trust: the descriptor comes from systemd. Who could give a daemon another one
+// could as well start another program.
+// Source: open_tree(2), move_mount(2), mount_namespaces(7), sd_notify(3) on
+// FDSTORE, sd_listen_fds(3).
+package hostrun
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	dir     = "/run"
+	fdName  = "host-run"
+	firstFD = 3 // SD_LISTEN_FDS_START
+	// sendTime is how long systemd may take to read.
+	sendTime = 10 * time.Second
+)
+
+// ErrNotLent says that the unit of a daemon lends /run and the daemon did not get
+// it.
+var ErrNotLent = errors.New("the machine's /run was not lent to this daemon")
+
+// Lend leaves the mounts of /run with systemd for the daemon this process runs
+// before, in place of what an earlier one left.
+func Lend() error {
+	addr := os.Getenv("NOTIFY_SOCKET")
+	if addr == "" {
+		return fmt.Errorf("%w: NOTIFY_SOCKET is not set, so nobody keeps it", ErrNotLent)
+	}
+	return lend(dir, addr)
+}
+
+func lend(dir, addr string) (err error) {
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return fmt.Errorf("cloning the mounts of %s: %w", dir, err)
+	}
+	defer func() { err = errors.Join(err, unix.Close(tree)) }()
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: addr, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	if err := conn.SetWriteDeadline(time.Now().Add(sendTime)); err != nil {
+		return err
+	}
+	if _, err := conn.Write([]byte("FDSTOREREMOVE=1\nFDNAME=" + fdName)); err != nil {
+		return err
+	}
+	// Not WriteMsgUnix, which refuses a socket that is connected.
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	if err := raw.Write(func(fd uintptr) bool {
+		sent = unix.Sendmsg(int(fd), []byte("FDSTORE=1\nFDPOLL=0\nFDNAME="+fdName), unix.UnixRights(tree), nil, 0)
+		return !errors.Is(sent, unix.EAGAIN)
+	}); err != nil {
+		return err
+	}
+	return sent
+}
+
+// Take puts the mounts that were lent over /run. Where the unit lends none, it
+// does nothing. It must come before anything that looks at /run.
+//
+// Errors: ErrNotLent, those of move_mount(2).
+func Take() error { return take(dir, os.Getenv) }
+
+func take(dir string, getenv func(string) string) error {
+	fd, err := lentFD(getenv)
+	if err != nil || fd < 0 {
+		return err
+	}
+	defer unix.Close(fd) //nolint:errcheck // the mounts are in place or not
+	// It is not for the programs this daemon starts.
+	unix.CloseOnExec(fd)
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("putting the machine's %s in place: %w", dir, err)
+	}
+	return nil
+}
+
+// lentFD returns the descriptor, -1 if systemd passes none to this process.
+func lentFD(getenv func(string) string) (int, error) {
+	if getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return -1, nil
+	}
+	names := strings.Split(getenv("LISTEN_FDNAMES"), ":")
+	n, err := strconv.Atoi(getenv("LISTEN_FDS"))
+	at := slices.Index(names, fdName)
+	switch {
+	case err != nil || at >= n:
+		return -1, fmt.Errorf("%w: LISTEN_FDS is %.20q, LISTEN_FDNAMES %.200q", ErrNotLent, getenv("LISTEN_FDS"), getenv("LISTEN_FDNAMES"))
+	case at < 0:
+		return -1, nil
+	}
+	return firstFD + at, nil
+}
