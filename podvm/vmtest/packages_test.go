@@ -11,7 +11,7 @@ import (
 // packages have tests that only a virtual machine can run, named TestVM… Each
 // package has its own disks. Tests named TestVMBeforeReboot… leave something on
 // them for those named TestVMAfterReboot…, which run in a second machine.
-var packages = []string{"./cdh/mount", "./cdh/mount/luks", "./cmd/sealpod", "./forwarder/volume"}
+var packages = []string{"./cdh/mount", "./cdh/mount/luks", "./cdh/mount/scratch", "./cmd/sealpod", "./forwarder/volume"}
 
 // diskSizes are in MiB, from /dev/vdb on.
 var diskSizes = []int64{128, 128, 256, 64}
