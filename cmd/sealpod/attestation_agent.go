@@ -41,6 +41,9 @@ agent.aa_kbc_params (cc_kbc::URL). SEALPOD_ATTESTERS lists the TEEs that may
 be used, SEALPOD_INITDATA_RTMR3 takes the place of [initdata] rtmr3, RUST_LOG
 sets the log level.
 
+Without -i and -t, the init data of a pod VM, /run/peerpod/initdata, is bound
+where the TEE has a place for it. SEALPOD_INITDATA=off leaves it alone.
+
 At HOST:PORT it speaks gRPC instead, as upstream's grpc-aa does: to every
 process of its network namespace, without permissions.`,
 		Example: `  attestation-agent -c /run/peerpod/aa.toml

@@ -209,6 +209,48 @@ func TestFilesThatCannotBePutInPlace(t *testing.T) {
 	})
 }
 
+func TestTwoRunsAtOnce(t *testing.T) {
+	m := newMachine(t)
+	m.put(mountedFile, podUserData(t))
+	m.put(dir+"/"+staging+"123/aa.toml", "of the other run")
+	other, err := os.Open(m.conf.Host.Path(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	m.refused(unix.EWOULDBLOCK, "another run is at it")
+	other.Close()
+	if err := m.run(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The attack: who may upload user data, and nothing else, has a secret of the VM
+// told on the console, or the VM wait for ever.
+func TestUploadThatIsNotAPlainFile(t *testing.T) {
+	for name, make := range map[string]func(path, secret string) error{
+		"link":          func(path, secret string) error { return os.Symlink(secret, path) },
+		"dangling link": func(path, _ string) error { return os.Symlink("/nowhere", path) },
+		"pipe":          func(path, _ string) error { return unix.Mkfifo(path, 0o600) },
+		"directory":     func(path, _ string) error { return os.Mkdir(path, 0o700) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			m.put(mountedFile+"/../secret", "hunter2: x\n")
+			path := m.conf.Host.Path(mountedFile)
+			if err := make(path, m.conf.Host.Path("/media/cidata/secret")); err != nil {
+				t.Fatal(err)
+			}
+			m.refused(errNoSource)
+			if strings.Contains(m.log.String(), "hunter2") {
+				t.Error(m.log)
+			}
+		})
+	}
+}
+
 // The kernel tells in which order files appear: whole, and aa.toml last.
 func TestFilesAppearInOrder(t *testing.T) {
 	m := newMachine(t)

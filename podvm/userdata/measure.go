@@ -42,6 +42,9 @@ func (p *provisioner) measure(ctx context.Context, digest []byte) error {
 	defer cancel()
 	chip := tpm.New(p.Host)
 	err := chip.BindInitData(ctx, digest[:pcrDigest])
+	if errors.Is(err, tpm.ErrNoTPM) && exists(p.Host, tpmTable) {
+		p.Log.Info("The firmware has a TPM, waiting for the kernel to show it")
+	}
 	for errors.Is(err, tpm.ErrNoTPM) && exists(p.Host, tpmTable) {
 		if p.pause(ctx, tpmRetry) != nil {
 			return fmt.Errorf("%w: the firmware has a TPM and the kernel shows no device of it (a missing driver?): %w", ErrMeasure, err)

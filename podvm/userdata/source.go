@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/userdata/cidata"
 )
@@ -50,7 +52,7 @@ const maxUserData = 1 << 20
 // Errors: errNoSource.
 // Source: cloud-init tools/ds-identify at 25.1 for the values.
 func findSource(host podvm.Host) (string, error) {
-	if _, err := os.Stat(host.Path(mountedFile)); err == nil || !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(host.Path(mountedFile)); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return File, nil
 	}
 	if disk(host) != "" {
@@ -131,7 +133,7 @@ func (p *provisioner) get(ctx context.Context, source string) ([]byte, error) {
 // readDisk returns the user data of the mounted disk or of an upload, or else of
 // the disk.
 func readDisk(host podvm.Host) ([]byte, error) {
-	b, err := podvm.ReadFileMax(host.Path(mountedFile), maxUserData)
+	b, err := readPlain(host.Path(mountedFile))
 	if !errors.Is(err, fs.ErrNotExist) {
 		return b, err
 	}
@@ -146,6 +148,31 @@ func readDisk(host podvm.Host) ([]byte, error) {
 	defer f.Close()
 	if b, err = cidata.Read(f, maxUserData); err != nil {
 		return nil, fmt.Errorf("reading the disk %s: %w", cidata.Label, err)
+	}
+	return b, nil
+}
+
+// readPlain reads a file that somebody uploaded: a link would have this program
+// read, and tell about, files of the VM, and a pipe would have it wait.
+func readPlain(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%w: %s is a link", errNoSource, mountedFile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%w: %s is not a plain file", errNoSource, mountedFile)
+	}
+	b, err := podvm.ReadMax(f, maxUserData)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", mountedFile, err)
 	}
 	return b, nil
 }

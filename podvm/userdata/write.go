@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sealpod/sealpod/podvm"
 )
 
@@ -35,6 +37,14 @@ func write(host podvm.Host, files map[string][]byte) (err error) {
 	at := host.Path(dir)
 	if err := os.MkdirAll(at, 0o755); err != nil {
 		return fmt.Errorf("making %s: %w", dir, err)
+	}
+	lock, err := os.Open(at)
+	if err != nil {
+		return fmt.Errorf("opening %s: %w", dir, err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("writing files: another run is at it: %w", err)
 	}
 	left, err := filepath.Glob(filepath.Join(at, staging+"*"))
 	if err != nil {

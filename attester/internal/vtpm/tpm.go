@@ -109,7 +109,7 @@ func Explain(err error, cause string) error {
 	case err == nil || podvm.Cause(err) != "":
 		return err
 	case errors.Is(err, fs.ErrPermission):
-		cause = "the attestation agent may not open the TPM device"
+		cause = "this program may not open the TPM device"
 	}
 	return podvm.Explain(err, cause)
 }

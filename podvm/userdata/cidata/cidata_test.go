@@ -63,14 +63,14 @@ func TestRead(t *testing.T) {
 		many["meta-data-"+strings.Repeat(string(c), 60)] = "x"
 	}
 	for name, raw := range map[string][]byte{
-		"Rock Ridge and Joliet":         image(t, "cidata", files, "-R", "-J"),
-		"Rock Ridge":                    image(t, "cidata", files, "-R"),
-		"Joliet":                        image(t, "cidata", files, "-J", "--norock"),
-		"label in capitals":             image(t, "CIDATA", files, "-R"),
-		"a directory of several blocks": image(t, "cidata", many, "-R", "-J"),
-		"plain, relaxed":                plain("user-data;1"),
-		"plain, capitals":               plain("USER-DATA.;1"),
-		"plain, bare":                   plain("user-data"),
+		"Rock Ridge and Joliet":           image(t, "cidata", files, "-R", "-J"),
+		"Rock Ridge":                      image(t, "cidata", files, "-R"),
+		"Joliet":                          image(t, "cidata", files, "-J", "--norock"),
+		"label in capitals":               image(t, "CIDATA", files, "-R"),
+		"a directory of several blocks":   image(t, "cidata", many, "-R", "-J"),
+		"as the library of libvirt hosts": plain("user-data;1"),
+		"plain, capitals":                 plain("USER-DATA.;1"),
+		"plain, bare":                     plain("user-data"),
 	} {
 		if got, err := Read(bytes.NewReader(raw), 1<<20); err != nil || string(got) != content {
 			t.Errorf("%s: %q, %v", name, got, err)
