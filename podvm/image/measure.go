@@ -50,7 +50,7 @@ func Measure(uki []byte) (*Measurements, error) {
 	pcr4.extend([]byte("Calling EFI Application from Boot Option"))
 	pcr4.extend([]byte{0, 0, 0, 0})
 	for _, program := range [][]byte{uki, kernel} {
-		digest, err := authenticode(program, crypto.SHA256)
+		digest, err := authenticode(program)
 		if err != nil {
 			return nil, err
 		}

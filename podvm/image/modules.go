@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -32,7 +33,7 @@ func kernelVersion(t debian.Tree) (string, error) {
 }
 
 // moduleIndex adds the files by which modprobe finds modules.
-func moduleIndex(ctx context.Context, t debian.Tree) error {
+func moduleIndex(ctx context.Context, t debian.Tree) (err error) {
 	version, err := kernelVersion(t)
 	if err != nil {
 		return err
@@ -41,7 +42,7 @@ func moduleIndex(ctx context.Context, t debian.Tree) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	for name, n := range t {
 		rest, ok := strings.CutPrefix(name, modulesDir)
 		if !ok || len(n.Data) == 0 {

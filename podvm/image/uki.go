@@ -1,7 +1,7 @@
 package image
 
 import (
-	"crypto"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -112,16 +112,16 @@ func unify(stub []byte, sections []section) ([]byte, error) {
 	return out, nil
 }
 
-// authenticode is the digest by which firmware knows an EFI program: of the whole
+// authenticode is the SHA-256 digest by which firmware knows an EFI program: of the whole
 // file but its checksum, its signature and where that is. Sections must cover
 // the file without gaps, as they do in kernels and in what unify makes.
 // Source: Microsoft "Windows Authenticode Portable Executable Signature Format".
-func authenticode(raw []byte, alg crypto.Hash) ([]byte, error) {
+func authenticode(raw []byte) ([]byte, error) {
 	p, err := parsePE(raw)
 	if err != nil {
 		return nil, err
 	}
-	h := alg.New()
+	h := sha256.New()
 	end := len(raw)
 	if p.certSize > 0 {
 		end = p.certificates

@@ -2,7 +2,6 @@ package image
 
 import (
 	"bytes"
-	"crypto"
 	"debug/pe"
 	"encoding/binary"
 	"errors"
@@ -104,7 +103,7 @@ func TestUnifyRefuses(t *testing.T) {
 func TestAuthenticodeIsOfAllButChecksumAndSignature(t *testing.T) {
 	sum := func(raw []byte) string {
 		t.Helper()
-		d, err := authenticode(raw, crypto.SHA256)
+		d, err := authenticode(raw)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,7 +117,7 @@ func TestAuthenticodeIsOfAllButChecksumAndSignature(t *testing.T) {
 	for i := range base {
 		changed := bytes.Clone(base)
 		changed[i] ^= 1
-		got, err := authenticode(changed, crypto.SHA256)
+		got, err := authenticode(changed)
 		if err != nil {
 			continue
 		}
@@ -127,7 +126,7 @@ func TestAuthenticodeIsOfAllButChecksumAndSignature(t *testing.T) {
 			t.Errorf("byte %#x: same digest %v", i, same)
 		}
 	}
-	if _, err := authenticode(append(signed(base, "signature"), 'x'), crypto.SHA256); !errors.Is(err, ErrPE) {
+	if _, err := authenticode(append(signed(base, "signature"), 'x')); !errors.Is(err, ErrPE) {
 		t.Errorf("something behind the signature: %v", err)
 	}
 }
@@ -137,7 +136,7 @@ func FuzzPE(f *testing.F) {
 	f.Add(signed(stub(), "signature"))
 	f.Add(stub()[:0x1b0])
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		if _, err := authenticode(raw, crypto.SHA256); err != nil && !errors.Is(err, ErrPE) {
+		if _, err := authenticode(raw); err != nil && !errors.Is(err, ErrPE) {
 			t.Error(err)
 		}
 		if _, err := sectionData(raw, ".text"); err != nil && !errors.Is(err, ErrPE) && !errors.Is(err, errSection) {

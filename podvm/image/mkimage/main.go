@@ -34,7 +34,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, args []string, out io.Writer) error {
+func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	o := image.Options{}
 	f := pflag.NewFlagSet("mkimage", pflag.ContinueOnError)
 	f.SortFlags = false
@@ -73,7 +73,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		defer os.RemoveAll(dir)
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 		o.Init = filepath.Join(dir, "init")
 		if err := buildInit(ctx, o.Init); err != nil {
 			return err
