@@ -69,6 +69,8 @@ type Handler struct {
 	cdh, aa           *peer // nil where the feature is off
 	slots             chan struct{}
 	slow              map[string]chan struct{} // by path
+	started           time.Time
+	count             *counters
 	log               *slog.Logger
 }
 
@@ -76,7 +78,8 @@ type Handler struct {
 // is not unix://PATH.
 func New(cfg Config) (*Handler, error) {
 	h := &Handler{features: cfg.Features, version: cfg.Version, log: cfg.Log,
-		slots: make(chan struct{}, maxRequests), slow: map[string]chan struct{}{}}
+		slots: make(chan struct{}, maxRequests), slow: map[string]chan struct{}{}, started: time.Now()}
+	h.count = newCounters(h)
 	for _, path := range slowPaths {
 		h.slow[path] = make(chan struct{}, maxSlow)
 	}
@@ -112,12 +115,13 @@ func (h *Handler) Close() error {
 
 // ServeHTTP implements http.Handler. There is no ServeMux in between: it would
 // clean paths and redirect.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *Handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	path, w := rawPath(r), &counted{ResponseWriter: rw}
+	defer func() { h.count.answered(path, w) }()
 	if !mayAsk(r) {
 		answer(w, http.StatusForbidden, "Forbidden")
 		return
 	}
-	path := rawPath(r)
 	pools := []chan struct{}{h.slots}
 	if slow, ok := h.slow[path]; ok {
 		pools = []chan struct{}{slow, h.slots}

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -14,14 +16,15 @@ import (
 	"github.com/sealpod/sealpod/cdh/rest"
 	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/metrics"
 	"github.com/sealpod/sealpod/podvm/notify"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
 // restFlags is the command line of upstream's api-server-rest.
 type restFlags struct {
-	bind   string
-	config rest.Config
+	bind, metrics string
+	config        rest.Config
 }
 
 func apiServerREST() *cobra.Command {
@@ -48,12 +51,17 @@ follows the umask: with 022 that is the user who starts it alone.`,
 	fl.StringVarP(&f.config.Features, "features", "f", "resource", "what to serve: resource, attestation or all")
 	fl.StringVarP(&f.config.CDHAddr, "cdh_addr", "c", "unix://"+podvm.CDHSocket, "the data hub's `unix://PATH`")
 	fl.StringVarP(&f.config.AAAddr, "aa_addr", "a", "unix://"+podvm.AASocket, "the attestation agent's `unix://PATH`")
+	fl.StringVar(&f.metrics, "metrics", "", "where metrics and status are: unix://PATH, or off (default: beside the socket of --bind, or "+rest.MetricsSocket+" where its directory exists)")
 	fl.BoolP("version", "V", false, "print the version")
 	return cmd
 }
 
 func (f restFlags) run() error {
 	listen, err := f.listener()
+	if err != nil {
+		return err
+	}
+	shown, err := f.metricsAt()
 	if err != nil {
 		return err
 	}
@@ -73,11 +81,32 @@ func (f restFlags) run() error {
 		var watching sync.WaitGroup
 		defer watching.Wait()
 		defer stop()
+		watched := metrics.Listen(ctx, shown, "", h.Metrics(), func() any { return h.Status() }, log)
+		watching.Go(func() { watched.Serve(ctx) })
 		watching.Go(func() {
 			notify.Serving(ctx, log, func(ctx context.Context) error { return rest.Answers(ctx, l.Addr()) })
 		})
 		return rest.Serve(ctx, l, h, log)
 	})
+}
+
+// metricsAt reads --metrics. A port is not for this one: it would be the pod's.
+func (f restFlags) metricsAt() (string, error) {
+	if f.metrics != "" && f.metrics != metrics.Off {
+		if _, err := rpc.SocketPath(f.metrics); err != nil {
+			return "", fmt.Errorf("--metrics: %w (%w)", err, cli.ErrUsage)
+		}
+		return f.metrics, nil
+	}
+	if f.metrics == "" {
+		if path, err := rpc.SocketPath(f.bind); err == nil {
+			return "unix://" + metrics.Socket(path), nil
+		}
+		if _, err := os.Stat(filepath.Dir(rest.MetricsSocket)); err == nil {
+			return "unix://" + rest.MetricsSocket, nil
+		}
+	}
+	return metrics.Off, nil
 }
 
 // listener reads --bind and returns what listens there.

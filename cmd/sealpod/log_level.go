@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sealpod/sealpod/cdh/rest"
 	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/forwarder"
 	"github.com/sealpod/sealpod/podvm"
@@ -22,7 +23,7 @@ func logLevelApplet() *cobra.Command {
 		Short: "How much a running daemon logs",
 		Long: `Prints the log level of a running daemon, or changes it until the daemon ends:
 trace, debug, info, warn, error or off. DAEMON is attestation-agent,
-confidential-data-hub or agent-protocol-forwarder. It takes root.`,
+confidential-data-hub, api-server-rest or agent-protocol-forwarder. It takes root.`,
 		Example: `  sealpod log-level confidential-data-hub
   sealpod log-level confidential-data-hub debug`,
 		Args: cobra.RangeArgs(1, 2),
@@ -34,13 +35,14 @@ confidential-data-hub or agent-protocol-forwarder. It takes root.`,
 			return logLevel(cmd.Context(), cmd.OutOrStdout(), args[0], socket, level)
 		},
 	}
-	cmd.Flags().StringVar(&socket, "socket", "", "the daemon's `unix://PATH`, if it is not the usual one")
+	cmd.Flags().StringVar(&socket, "socket", "", "`unix://PATH` of the daemon's metrics, if they are not in the usual place")
 	return cmd
 }
 
 func logLevel(ctx context.Context, out io.Writer, daemon, socket, level string) error {
 	path, ok := map[string]string{
-		"attestation-agent": podvm.AASocket, "confidential-data-hub": podvm.CDHSocket, "agent-protocol-forwarder": forwarder.Socket,
+		"attestation-agent": metrics.Socket(podvm.AASocket), "confidential-data-hub": metrics.Socket(podvm.CDHSocket),
+		"api-server-rest": rest.MetricsSocket, "agent-protocol-forwarder": metrics.Socket(forwarder.Socket),
 	}[daemon]
 	if !ok {
 		return fmt.Errorf("no daemon %q (%w)", podvm.Printable(daemon, 64), cli.ErrUsage)
@@ -58,7 +60,7 @@ func logLevel(ctx context.Context, out io.Writer, daemon, socket, level string) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	level, err := metrics.LogLevel(ctx, metrics.Socket(path), level)
+	level, err := metrics.LogLevel(ctx, path, level)
 	if err == nil {
 		_, err = fmt.Fprintln(out, level)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	aaserver "github.com/sealpod/sealpod/attester/server"
+	"github.com/sealpod/sealpod/cdh/rest"
 	"github.com/sealpod/sealpod/cdh/server"
 	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/podvm"
@@ -41,8 +42,14 @@ func TestEveryMetricIsInTheDocumentation(t *testing.T) {
 	agent := aaserver.New(aaserver.Deps{Log: slog.New(slog.DiscardHandler)})
 	defer agent.Close()
 
+	server, err := rest.New(rest.Config{Features: "all", CDHAddr: "unix:///cdh.sock", AAAddr: "unix:///aa.sock"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close() //nolint:errcheck // a test
+
 	served := map[string]bool{}
-	text := hub.Metrics().Text() + agent.Metrics().Text()
+	text := hub.Metrics().Text() + agent.Metrics().Text() + server.Metrics().Text()
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+) `).FindAllStringSubmatch(text, -1) {
 		served[m[1]] = true
 	}

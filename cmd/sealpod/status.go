@@ -17,6 +17,7 @@ import (
 	aa "github.com/sealpod/sealpod/api/attestationagent"
 	"github.com/sealpod/sealpod/api/keyprovider"
 	aaserver "github.com/sealpod/sealpod/attester/server"
+	"github.com/sealpod/sealpod/cdh/rest"
 	"github.com/sealpod/sealpod/cdh/server"
 	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/forwarder"
@@ -43,7 +44,8 @@ type statusFlags struct {
 type podStatus struct {
 	Agent agentStatus `json:"attestationAgent"`
 	Hub   hubStatus   `json:"confidentialDataHub"`
-	// Forwarder is nil where there is none.
+	// REST and Forwarder are nil where their metrics are not.
+	REST      *restStatus      `json:"apiServerRest,omitempty"`
 	Forwarder *forwarderStatus `json:"agentProtocolForwarder,omitempty"`
 }
 
@@ -77,13 +79,20 @@ type forwarderStatus struct {
 	Details *forwarder.Status `json:"details,omitempty"` // nil when it does not answer
 }
 
+// restStatus is what is known about the REST server, whose socket is that of its
+// metrics.
+type restStatus struct {
+	daemonStatus
+	Details *rest.Status `json:"details,omitempty"` // nil when it does not answer
+}
+
 func statusApplet() *cobra.Command {
 	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "What runs, how long things took, and which images are being pulled",
-		Long: `Asks the attestation agent, the data hub and, where there is one, the forwarder
-whether they are up, and what they do: the age of the token, the steps of the last
+		Long: `Asks the attestation agent, the data hub and, where they have metrics, the REST
+server and the forwarder whether they are up, and what they do: the age of the token, the steps of the last
 attestation, the phases of the last pulls, and what they have counted. What only
 root may know, such as the names of images, comes from the sockets of their
 metrics. The exit code is 0 if all are up.`,
@@ -110,13 +119,13 @@ func (f statusFlags) run(ctx context.Context, out io.Writer) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	s := podStatus{Agent: askAgent(ctx, agent), Hub: askHub(ctx, hub), Forwarder: askForwarder(ctx, metrics.Socket(forwarder.Socket))}
+	s := podStatus{Agent: askAgent(ctx, agent), Hub: askHub(ctx, hub), REST: askREST(ctx, rest.MetricsSocket), Forwarder: askForwarder(ctx, metrics.Socket(forwarder.Socket))}
 	if f.json {
 		err = json.NewEncoder(out).Encode(s)
 	} else {
 		err = s.print(out, time.Now(), colored(out))
 	}
-	if err == nil && (!s.Agent.Up || !s.Hub.Up || s.Forwarder != nil && !s.Forwarder.Up) {
+	if err == nil && (!s.Agent.Up || !s.Hub.Up || s.REST != nil && !s.REST.Up || s.Forwarder != nil && !s.Forwarder.Up) {
 		err = errDown
 	}
 	return err
@@ -198,16 +207,42 @@ func askHub(ctx context.Context, path string) hubStatus {
 // askForwarder asks the forwarder at the socket of its metrics; nil if there is no
 // such socket.
 func askForwarder(ctx context.Context, path string) *forwarderStatus {
+	var details forwarder.Status
+	s := askMetrics(ctx, path, &details)
+	if s == nil {
+		return nil
+	}
+	if !s.Up {
+		return &forwarderStatus{daemonStatus: *s}
+	}
+	return &forwarderStatus{*s, &details}
+}
+
+// askREST asks the REST server at the socket of its metrics; nil if there is no
+// such socket.
+func askREST(ctx context.Context, path string) *restStatus {
+	var details rest.Status
+	s := askMetrics(ctx, path, &details)
+	if s == nil {
+		return nil
+	}
+	if !s.Up {
+		return &restStatus{daemonStatus: *s}
+	}
+	return &restStatus{*s, &details}
+}
+
+// askMetrics asks a daemon that is up if its metrics are.
+func askMetrics(ctx context.Context, path string, details any) *daemonStatus {
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	s := &forwarderStatus{daemonStatus: daemonStatus{Socket: path}}
-	var details forwarder.Status
-	if err := metrics.Status(ctx, path, &details); err != nil {
+	s := &daemonStatus{Socket: path}
+	if err := metrics.Status(ctx, path, details); err != nil {
 		s.Problem = problem(err)
 		return s
 	}
-	s.Up, s.Details, s.Counters = true, &details, askCounters(ctx, path)
+	s.Up, s.Counters = true, askCounters(ctx, path)
 	return s
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	aaserver "github.com/sealpod/sealpod/attester/server"
+	"github.com/sealpod/sealpod/cdh/rest"
 	"github.com/sealpod/sealpod/cdh/server"
 	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/kbs"
@@ -23,6 +24,9 @@ func (s podStatus) print(out io.Writer, now time.Time, color bool) error {
 	fmt.Fprintln(t, "DAEMON\tSTATE\tVERSION\tUPTIME\tSOCKET\tDETAILS")
 	s.Agent.row(t, now)
 	s.Hub.row(t, now)
+	if s.REST != nil {
+		s.REST.row(t, now)
+	}
 	if s.Forwarder != nil {
 		s.Forwarder.row(t, now)
 	}
@@ -35,11 +39,12 @@ func (s podStatus) print(out io.Writer, now time.Time, color bool) error {
 	if d := s.Hub.Details; d != nil {
 		printPulls(&b, d)
 	}
-	counters := maps.Clone(s.Agent.Counters)
-	if counters == nil {
-		counters = map[string]float64{}
-	}
+	counters := map[string]float64{} // no two daemons have the same
+	maps.Copy(counters, s.Agent.Counters)
 	maps.Copy(counters, s.Hub.Counters)
+	if s.REST != nil {
+		maps.Copy(counters, s.REST.Counters)
+	}
 	if s.Forwarder != nil {
 		maps.Copy(counters, s.Forwarder.Counters)
 	}
@@ -94,6 +99,14 @@ func (s hubStatus) row(w io.Writer, now time.Time) {
 		details = fmt.Sprintf("resources from %s, images being pulled: %d", podvm.Printable(d.KBC, 32), len(d.Pulls))
 	}
 	s.daemonStatus.row(w, "confidential-data-hub", d.Version, d.Started, now, details)
+}
+
+func (s restStatus) row(w io.Writer, now time.Time) {
+	var d rest.Status
+	if s.Details != nil {
+		d = *s.Details
+	}
+	s.daemonStatus.row(w, "api-server-rest", d.Version, d.Started, now, fmt.Sprintf("features %s, requests running: %d", podvm.Printable(d.Features, 32), d.Running))
 }
 
 func (s forwarderStatus) row(w io.Writer, now time.Time) {

@@ -50,6 +50,7 @@ func TestStatusTable(t *testing.T) {
 				},
 			},
 		}},
+		REST: &restStatus{daemonStatus{Socket: "/api.sock", Problem: "nobody listens"}, nil},
 		Forwarder: &forwarderStatus{daemonStatus{Socket: "/apf.sock", Up: true}, &forwarder.Status{
 			Version: "v2", Started: now.Add(-time.Second), Listen: "0.0.0.0:15150", TLS: true, PodNamespace: "prod", PodName: "web", Clients: 1,
 		}},
@@ -61,6 +62,7 @@ func TestStatusTable(t *testing.T) {
 	want := `DAEMON                    STATE  VERSION  UPTIME  SOCKET     DETAILS
 attestation-agent         up     v1       3h5m    /aa.sock   TEE tdx and nvidia, event log on, init data bound
 confidential-data-hub     up     v1       2d2h    /cdh.sock  resources from cc_kbc, images being pulled: 1
+api-server-rest           down   -        -       /api.sock  nobody listens
 agent-protocol-forwarder  up     v2       1s      /apf.sock  listens on 0.0.0.0:15150, TLS on, clients: 1, pod prod/web
 
 LAST ATTESTATION
