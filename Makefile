@@ -8,9 +8,23 @@ LDFLAGS := -s -w -X github.com/sealpod/sealpod/podvm.version=$(VERSION)
 # The race detector needs a C compiler; everything else here does not.
 RACE := $(if $(shell command -v $(shell $(GO) env CC)),-race,)
 
-.PHONY: build demo test test-vm image lint fuzz bench proto clean
+.PHONY: build install demo test test-vm image lint fuzz bench proto clean
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sealpod ./cmd/sealctl
+
+# What a pod VM holds of Sealpod: the binary, a link for each program it stands in
+# for, and the units. make install DESTDIR=tree; in an image with upstream's units,
+# UNITDIR=/etc/systemd/system takes the place of those.
+APPLETS := attestation-agent confidential-data-hub api-server-rest cdh-oneshot agent-protocol-forwarder \
+  process-user-data azure-ready scratch-storage setup-nat-for-imds
+BINDIR ?= /usr/local/bin
+UNITDIR ?= /usr/lib/systemd/system
+install: build
+	install -D -m 755 bin/sealpod $(DESTDIR)$(BINDIR)/sealpod
+	for a in $(APPLETS); do ln -sf sealpod $(DESTDIR)$(BINDIR)/$$a; done
+	cd systemd/system && for u in $$(find . -type f); do install -D -m 644 $$u $(abspath $(DESTDIR)$(UNITDIR))/$$u; done
+	install -D -m 644 systemd/system-preset/20-sealpod.preset $(DESTDIR)/usr/lib/systemd/system-preset/20-sealpod.preset
+	install -D -m 644 systemd/tmpfiles.d/sealpod.conf $(DESTDIR)/usr/lib/tmpfiles.d/sealpod.conf
 
 # make demo ARGS='--image docker.io/library/alpine:3'
 # make demo TEE=tdx-sim (or snp-sim, az-tdx-sim, az-snp-sim; sample is the default)

@@ -175,3 +175,28 @@ func TestPresetsNameUnits(t *testing.T) {
 		}
 	}
 }
+
+// make install puts what units start where they look for it.
+func TestInstall(t *testing.T) {
+	makefile, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, applets, _ := strings.Cut(string(makefile), "\nAPPLETS := ")
+	applets, _, _ = strings.Cut(applets, "\nBINDIR")
+	units, err := filepath.Glob("system/*.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range units {
+		u := readUnit(t, filepath.Base(path))
+		for _, key := range []string{"ExecStart", "ExecStartPre", "ExecStop"} {
+			for _, line := range u["Service."+key] {
+				program, ours := strings.CutPrefix(strings.TrimLeft(strings.Fields(line)[0], "+-"), "/usr/local/bin/")
+				if ours && program != "sealpod" && program != "kata-agent" && !slices.Contains(strings.Fields(applets), program) {
+					t.Errorf("%s starts %s, for which there is no link", path, program)
+				}
+			}
+		}
+	}
+}
