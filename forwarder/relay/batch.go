@@ -102,7 +102,7 @@ func (b *batch) hold(h header, body []byte, req request, method Method) {
 	if st := b.open[h.stream]; st != nil {
 		st.call = c
 	}
-	b.session.keep(c)
+	b.keep(c)
 	b.held = append(b.held, c)
 }
 

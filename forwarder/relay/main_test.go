@@ -11,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"io"
-	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -241,6 +240,17 @@ func tcpPair(t testing.TB) (client, server net.Conn) {
 func tlsPair(t testing.TB) (client, server net.Conn) {
 	t.Helper()
 	client, server = tcpPair(t)
+	return secure(t, client, server)
+}
+
+// socketPair is tlsPair with a Socket under the server's end.
+func socketPair(t testing.TB) (client, server net.Conn) {
+	t.Helper()
+	client, server = tcpPair(t)
+	return secure(t, client, NewSocket(server))
+}
+
+func secure(t testing.TB, client, server net.Conn) (net.Conn, net.Conn) {
 	c := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
 	s := tls.Server(server, &tls.Config{Certificates: []tls.Certificate{certificate()}})
 	errs := make(chan error, 1)
@@ -295,7 +305,7 @@ func (s *served) wait() error {
 // client is a ttrpc client over a relay to the agent at path.
 func client(t testing.TB, cfg Config) *ttrpc.Client {
 	t.Helper()
-	c := ttrpc.NewClient(serve(t, cfg, tlsPair).Conn)
+	c := ttrpc.NewClient(serve(t, cfg, socketPair).Conn)
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -307,9 +317,6 @@ func echo(ctx context.Context, c *ttrpc.Client, text string) (string, error) {
 	return string(out.Value), err
 }
 
-// discard is a log nobody reads.
-var discard = slog.New(slog.DiscardHandler)
-
 // within is a context for a test's step.
 func within(t testing.TB, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
@@ -320,7 +327,7 @@ func within(t testing.TB, d time.Duration) context.Context {
 func TestCallsPass(t *testing.T) {
 	path := socket(t)
 	startAgent(t, path)
-	for name, pair := range map[string]func(testing.TB) (net.Conn, net.Conn){"tls": tlsPair, "tcp": tcpPair} {
+	for name, pair := range map[string]func(testing.TB) (net.Conn, net.Conn){"tls": tlsPair, "tcp": tcpPair, "socket": socketPair} {
 		t.Run(name, func(t *testing.T) {
 			c := ttrpc.NewClient(serve(t, Config{Dial: dialTo(path)}, pair).Conn)
 			defer c.Close()

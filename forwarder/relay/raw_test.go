@@ -28,15 +28,16 @@ func requestFrame(t testing.TB, stream uint32, method string, payload proto.Mess
 
 func requestBody(t testing.TB, method string, payload proto.Message, timeout time.Duration) []byte {
 	t.Helper()
-	p, err := proto.Marshal(payload)
+	return marshal(t, &ttrpc.Request{Service: service, Method: method, Payload: marshal(t, payload), TimeoutNano: int64(timeout)})
+}
+
+func marshal(t testing.TB, m proto.Message) []byte {
+	t.Helper()
+	p, err := proto.Marshal(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	body, err := proto.Marshal(&ttrpc.Request{Service: service, Method: method, Payload: p, TimeoutNano: int64(timeout)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return body
+	return p
 }
 
 // text is a payload.
