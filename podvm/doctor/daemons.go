@@ -120,12 +120,13 @@ func (d *doctor) askForwarder(ctx context.Context) error {
 	if err := metrics.Status(ctx, d.ForwarderMetrics, &s); err != nil {
 		return err
 	}
-	_, port, err := net.SplitHostPort(s.Listen)
+	at, err := netip.ParseAddrPort(s.Listen)
 	if err != nil {
 		return fmt.Errorf("its address: %w", err)
 	}
+	// Go connects to this machine when the address says every one of it.
 	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", port))
+	conn, err := dialer.DialContext(ctx, "tcp", at.String())
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -173,7 +174,7 @@ func TestSockets(t *testing.T) {
 	d.ForwarderMetrics = metrics.Socket(d.HubSocket) // somebody's
 	none := func(*ttrpc.Server) {}
 	d.runAgent(t, "")
-	serve(t, d.HubSocket, none, func() any { return forwarder.Status{Listen: port.Addr().String()} })
+	serve(t, d.HubSocket, none, func() any { return forwarder.Status{Listen: "0.0.0.0:" + fmt.Sprint(port.Addr().(*net.TCPAddr).Port)} })
 	serve(t, d.KataSocket, func(s *ttrpc.Server) { agent.RegisterHealthService(s, kata{}) }, nil)
 	r = Report{}
 	d.sockets(t.Context(), &r)
@@ -283,9 +284,24 @@ func TestNetNS(t *testing.T) {
 	run("-n", name, "route", "add", "default", "via", "10.1.2.1")
 	look(map[Status][]string{OK: {"10.1.2.3/24"}})
 
-	// The REST server is asked in the namespace.
-	d.REST = "127.0.0.1:1"
-	if err := d.inPod(func() error { return d.askREST(t.Context()) }); err == nil || why(err) != "nobody listens" {
+	// The REST server is asked in the namespace: its address is somebody else's here.
+	var l net.Listener
+	err := d.inPod(func() (err error) {
+		l, err = net.Listen("tcp", "127.0.0.1:0")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.NotFoundHandler()}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	defer func() { srv.Close(); <-served }()
+	d.REST = l.Addr().String()
+	if err := d.inPod(func() error { return d.askREST(t.Context()) }); err != nil {
+		t.Error(err)
+	}
+	if err := d.askREST(t.Context()); err == nil || why(err) != "nobody listens" {
 		t.Error(err)
 	}
 }
