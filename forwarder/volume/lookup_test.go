@@ -152,6 +152,9 @@ func TestLookupOfAMountedDisk(t *testing.T) {
 	if d, err := mgr.scsi(0); err != nil || d.name != "sdb" {
 		t.Errorf("%+v, %v", d, err)
 	}
+	if m.ran("udevadm", "trigger --subsystem-match=block") != 1 || m.ran("udevadm", "settle --timeout=5") != 1 {
+		t.Error("udev was not asked for its links")
+	}
 }
 
 func TestADiskThatComesLater(t *testing.T) {

@@ -25,7 +25,7 @@ import (
 // forwarder that is killed.
 func TestMain(m *testing.M) {
 	switch name := filepath.Base(os.Args[0]); name {
-	case "cryptsetup", "mkfs.ext4":
+	case "cryptsetup", "mkfs.ext4", "udevadm":
 		syscall.Exit(fakeProgram(name, os.Args[1:])) // os.Exit takes a second under the race detector
 	}
 	if os.Getenv(attachProcessEnv) != "" {
@@ -67,7 +67,7 @@ func newDiskMachine(t *testing.T) *machine {
 	m := newMachine(t)
 	self, err := os.Executable()
 	m.ok(err)
-	for _, program := range []string{"cryptsetup", "mkfs.ext4"} {
+	for _, program := range []string{"cryptsetup", "mkfs.ext4", "udevadm"} {
 		m.link(self, "bin/"+program)
 	}
 	m.env["PATH"] = m.path("bin") + ":" + m.env["PATH"]
