@@ -102,6 +102,9 @@ func (b *batch) hold(h header, body []byte, req request, method Method) {
 	if st := b.open[h.stream]; st != nil {
 		st.call = c
 	}
+	if method == nil {
+		b.relay.metrics.passed.Add(1)
+	}
 	b.keep(c)
 	b.held = append(b.held, c)
 }

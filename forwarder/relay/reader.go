@@ -90,15 +90,11 @@ func (r *reader) readLarge(size int) ([]byte, error) {
 	return frame, nil
 }
 
-// discard reads past the frame of h, which begins at r.start.
+// discard reads past the frame of h, which begins at r.start and is longer than
+// the buffer.
 func (r *reader) discard(h header) error {
 	left := int64(headerSize) + int64(h.length) - int64(r.end-r.start)
-	if left < 0 {
-		r.start = r.end + int(left)
-		left = 0
-	} else {
-		r.start, r.end = 0, 0
-	}
+	r.start, r.end = 0, 0
 	for left > 0 {
 		n, err := r.read(r.buf[:min(left, int64(len(r.buf)))], maxBody)
 		if err != nil {

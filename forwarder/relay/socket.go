@@ -90,22 +90,23 @@ func (s *Socket) readMore(conn net.Conn, p []byte) (read int) {
 }
 
 // Write implements net.Conn.
-func (s *Socket) Write(p []byte) (int, error) {
+func (s *Socket) Write(p []byte) (written int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.corked == nil {
 		return s.Conn.Write(p)
 	}
-	if s.filled+len(p) > len(*s.corked) {
+	for {
+		n := copy((*s.corked)[s.filled:], p[written:])
+		s.filled += n
+		written += n
+		if written == len(p) {
+			return written, nil
+		}
 		if err := s.flush(); err != nil {
-			return 0, err
+			return written, err
 		}
 	}
-	if len(p) > len(*s.corked) {
-		return s.Conn.Write(p)
-	}
-	s.filled += copy((*s.corked)[s.filled:], p)
-	return len(p), nil
 }
 
 // cork makes writes wait for uncork, or for more of them.

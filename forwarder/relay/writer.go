@@ -34,10 +34,21 @@ func newWriter(conn net.Conn) writer { return writer{conn: conn, socket: socketU
 // send writes p and returns how much of it the peer may have got. After an error
 // the connection is of no use. mu is held.
 func (w *writer) send(p []byte) (sent int, err error) {
-	if w.socket != nil && len(p) > corkFrom {
+	if w.socket == nil || len(p) <= corkFrom {
+		sent, err = w.steps(p)
+	} else {
 		w.socket.cork()
-		defer func() { err = errors.Join(err, w.socket.uncork()) }()
+		sent, err = w.steps(p)
+		err = errors.Join(err, w.socket.uncork())
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = ErrNotReading
+	}
+	return sent, err
+}
+
+// steps writes p, each part in its time.
+func (w *writer) steps(p []byte) (sent int, err error) {
 	for {
 		if now := time.Now(); w.armed.Sub(now) < writeTime/2 {
 			w.armed = now.Add(writeTime)
@@ -46,11 +57,7 @@ func (w *writer) send(p []byte) (sent int, err error) {
 			}
 		}
 		n, err := w.conn.Write(p[sent:min(len(p), sent+writeStep)])
-		sent += n
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return sent, ErrNotReading
-		}
-		if err != nil || sent == len(p) {
+		if sent += n; err != nil || sent == len(p) {
 			return sent, err
 		}
 	}
