@@ -14,7 +14,6 @@ package fetch
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -26,6 +25,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sealpod/sealpod/model/room"
 	"github.com/sealpod/sealpod/model/sealed"
 	"github.com/sealpod/sealpod/model/source"
 )
@@ -44,13 +44,9 @@ const (
 	MaxWorkers = 64
 )
 
-var (
-	// ErrSpace says that the folder's file system is too small.
-	ErrSpace = errors.New("not enough space")
-	// ErrDigest says that a file does not have the digest it must have. It is a
-	// sealed.ErrIntegrity.
-	ErrDigest = fmt.Errorf("%w: wrong digest", sealed.ErrIntegrity)
-)
+// ErrDigest says that a file does not have the digest it must have. It is a
+// sealed.ErrIntegrity.
+var ErrDigest = fmt.Errorf("%w: wrong digest", sealed.ErrIntegrity)
 
 // File is one file to fetch.
 type File struct {
@@ -87,7 +83,6 @@ type Stats struct {
 // Folder is where files go.
 type Folder struct {
 	root  *os.Root
-	dir   string
 	Stats Stats
 }
 
@@ -97,7 +92,7 @@ func OpenFolder(dir string) (*Folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the folder for the model: %w", err)
 	}
-	return &Folder{root: root, dir: dir}, nil
+	return &Folder{root: root}, nil
 }
 
 // Close closes the folder.
@@ -106,7 +101,7 @@ func (f *Folder) Close() error { return f.root.Close() }
 // Fetch brings all files, with workers runs at once, 1 to MaxWorkers, and sets the
 // sizes that were not known. After an error, which names the file, those that are
 // complete have their names, and a later Fetch continues with the others. Errors:
-// those of source and sealed, ErrSpace with both numbers, ErrDigest, and the
+// those of source and sealed, room.ErrSpace with both numbers, ErrDigest, and the
 // context's.
 func (f *Folder) Fetch(ctx context.Context, files []File, workers int) error {
 	done, err := openDone(f.root)
@@ -153,7 +148,7 @@ func (f *Folder) Fetch(ctx context.Context, files []File, workers int) error {
 // file fetches one file.
 func (f *Folder) file(ctx context.Context, file *File, slots chan *[piece]byte) error {
 	if err := f.root.MkdirAll(path.Dir(file.Path), 0o755); err != nil {
-		return full(err)
+		return room.Full(err)
 	}
 	p, err := f.begin(ctx, file)
 	if err != nil {
@@ -193,10 +188,6 @@ func (f *Folder) file(ctx context.Context, file *File, slots chan *[piece]byte) 
 // room checks that the file system has room for what is missing of files, and a
 // twentieth more.
 func (f *Folder) room(files []File, done *doneList) error {
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(f.dir, &st); err != nil {
-		return fmt.Errorf("asking for free space: %w", os.NewSyscallError("statfs", err))
-	}
 	var need int64
 	for i := range files {
 		size := max(files[i].Size, 0)
@@ -211,10 +202,7 @@ func (f *Folder) room(files []File, done *doneList) error {
 		}
 	}
 	need += need / 20
-	if free := int64(st.Bavail) * st.Bsize; need > free {
-		return fmt.Errorf("%w: %d MB needed, %d MB free", ErrSpace, need/1e6+1, free/1e6)
-	}
-	return nil
+	return room.Check(f.root, need)
 }
 
 // timed adds to where what f takes.
@@ -222,13 +210,5 @@ func timed(where *atomic.Int64, f func() error) error {
 	start := time.Now()
 	err := f()
 	where.Add(int64(time.Since(start)))
-	return err
-}
-
-// full makes errors of a full file system ErrSpace.
-func full(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", ErrSpace, err)
-	}
 	return err
 }

@@ -1,8 +1,10 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sealpod/sealpod/model/room"
 	"github.com/sealpod/sealpod/model/sealed"
 	"github.com/sealpod/sealpod/model/source"
 	"github.com/sealpod/sealpod/podvm/testenv"
@@ -71,6 +74,32 @@ func TestUnknownSize(t *testing.T) {
 	holds(t, dir, want)
 	if plan[0].Size < 0 {
 		t.Error("the size stays unknown")
+	}
+}
+
+func TestTransform(t *testing.T) {
+	s, plan := plainModel(map[string][]byte{"good": []byte("shout"), "zbad": []byte("x")})
+	errBad := errors.New("bad")
+	for i := range plan {
+		plan[i].Size = -1
+		plan[i].Transform = func(_ context.Context, object io.Reader, file *os.File) (int64, error) {
+			b, err := io.ReadAll(object)
+			if err != nil || string(b) == "x" {
+				return 0, errors.Join(err, errBad)
+			}
+			n, err := file.WriteAt(bytes.ToUpper(b), 0)
+			return int64(n), err
+		}
+	}
+	dir := t.TempDir()
+	if err := openFolder(t, dir).Fetch(t.Context(), plan, 1); !errors.Is(err, errBad) {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "good")); err != nil || string(b) != "SHOUT" || s.sent.Load() != 6 {
+		t.Errorf("%q %v", b, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "zbad")); err == nil {
+		t.Error("it has its name")
 	}
 }
 
@@ -138,7 +167,7 @@ func TestObjectOfAnotherSize(t *testing.T) {
 
 // TestContinued fails half-way, and then fetches the rest only.
 func TestContinued(t *testing.T) {
-	want := map[string][]byte{"0first": random(1 << 20), "big": random(100 << 20)}
+	want := map[string][]byte{"0first": random(1 << 20), "big": random(48 << 20)}
 	errHalf := errors.New("half")
 	for kind, make := range map[string]func() (*store, []File){
 		"sealed": func() (*store, []File) { return sealedModel(t, want) },
@@ -148,7 +177,7 @@ func TestContinued(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			s, plan := make()
 			s.fault = func(_ source.Object, off, _ int64) ([]byte, error) {
-				if off > 60<<20 {
+				if off > 28<<20 {
 					return nil, errHalf
 				}
 				return nil, nil
@@ -165,10 +194,10 @@ func TestContinued(t *testing.T) {
 			}
 			holds(t, dir, want)
 			// What was not noted yet, and a request that asks for the header.
-			if again := first + s.sent.Load() - 101<<20; again > 3*(runPieces<<20)+1<<20 {
+			if again := first + s.sent.Load() - 49<<20; again > 3*(runPieces<<20)+1<<20 {
 				t.Errorf("%d bytes were fetched twice", again)
 			}
-			if f.Stats.Resumed.Load() == 0 || f.Stats.Bytes.Load() != 101<<20 {
+			if f.Stats.Resumed.Load() == 0 || f.Stats.Bytes.Load() != 49<<20 {
 				t.Errorf("%d bytes, %d from before", f.Stats.Bytes.Load(), f.Stats.Resumed.Load())
 			}
 		})
@@ -274,13 +303,13 @@ func TestNoSpace(t *testing.T) {
 	})
 	s, plan := sealedModel(t, map[string][]byte{"big": random(20 << 20)})
 	f := openFolder(t, dir)
-	if err := f.Fetch(t.Context(), plan, 2); !errors.Is(err, ErrSpace) || !strings.Contains(err.Error(), "23 MB needed, 16 MB free") || s.sent.Load() != 0 {
+	if err := f.Fetch(t.Context(), plan, 2); !errors.Is(err, room.ErrSpace) || !strings.Contains(err.Error(), "23 MB needed, 16 MB free") || s.sent.Load() != 0 {
 		t.Error(err)
 	}
 	// Nobody knows how much comes.
 	s, plan = plainModel(map[string][]byte{"big": random(20 << 20)})
 	plan[0].Size, plan[0].Object.Size = -1, -1
-	if err := f.Fetch(t.Context(), plan, 2); !errors.Is(err, ErrSpace) || s.sent.Load() == 0 {
+	if err := f.Fetch(t.Context(), plan, 2); !errors.Is(err, room.ErrSpace) || s.sent.Load() == 0 {
 		t.Error(err)
 	}
 	f.Close()

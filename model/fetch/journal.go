@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/sealpod/sealpod/model/room"
 	"github.com/sealpod/sealpod/model/sealed"
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -32,7 +33,7 @@ const journalMagic = "sealed-model journal 1\n"
 func openJournal(root *os.Root, name string, id [32]byte, h sealed.Header, runs int64) (*journal, error) {
 	file, err := root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("opening the notes of what is there: %w", full(err))
+		return nil, fmt.Errorf("opening the notes of what is there: %w", room.Full(err))
 	}
 	j := &journal{root: root, name: name, file: file, runs: make([]byte, runs)}
 	head := append(append([]byte(journalMagic), id[:]...), h[:]...)
@@ -46,7 +47,7 @@ func openJournal(root *os.Root, name string, id [32]byte, h sealed.Header, runs 
 		_, err = file.WriteAt(append(head, j.runs...), 0)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("starting the notes of what is there: %w", full(err)), file.Close())
+		return nil, errors.Join(fmt.Errorf("starting the notes of what is there: %w", room.Full(err)), file.Close())
 	}
 	return j, nil
 }
@@ -75,7 +76,7 @@ func (j *journal) mark(run int64, out *os.File) error {
 	head := int64(len(journalMagic) + 32 + sealed.HeaderSize)
 	for _, run := range noted {
 		if _, err := j.file.WriteAt([]byte{1}, head+run); err != nil {
-			return fmt.Errorf("noting what is there: %w", full(err))
+			return fmt.Errorf("noting what is there: %w", room.Full(err))
 		}
 	}
 	return nil
@@ -116,7 +117,7 @@ var doneName = mapName("")
 func openDone(root *os.Root) (*doneList, error) {
 	file, err := root.OpenFile(doneName, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("opening the list of finished files: %w", full(err))
+		return nil, fmt.Errorf("opening the list of finished files: %w", room.Full(err))
 	}
 	d := &doneList{root: root, file: file, ids: map[[32]byte]bool{}}
 	for {
@@ -157,7 +158,7 @@ func (d *doneList) add(file *File) error {
 	}
 	d.ids[file.ID] = true
 	if _, err := d.file.Write(file.ID[:]); err != nil {
-		return fmt.Errorf("noting a finished file: %w", full(err))
+		return fmt.Errorf("noting a finished file: %w", room.Full(err))
 	}
 	return nil
 }

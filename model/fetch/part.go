@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sealpod/sealpod/model/room"
 	"github.com/sealpod/sealpod/model/sealed"
 	"github.com/sealpod/sealpod/model/source"
 )
@@ -63,7 +64,7 @@ func (f *Folder) begin(ctx context.Context, file *File) (*part, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("making the file: %w", full(err))
+		return nil, fmt.Errorf("making the file: %w", room.Full(err))
 	}
 	p.out = out
 	if st, err := out.Stat(); err != nil || !st.Mode().IsRegular() {
@@ -270,11 +271,11 @@ func (p *part) copy(r io.Reader, run int64, buf []byte) error {
 // transform lets somebody else make the file of the object.
 func (p *part) transform(ctx context.Context, r io.Reader) error {
 	if err := p.out.Truncate(0); err != nil {
-		return full(err)
+		return room.Full(err)
 	}
 	n, err := p.Transform(ctx, &counted{r: r, stats: &p.folder.Stats}, p.out)
 	p.Size = n
-	return full(err)
+	return room.Full(err)
 }
 
 // counted counts what is read from an object.
@@ -319,7 +320,7 @@ func (p *part) copyAll(r io.Reader, buf []byte) error {
 func (p *part) write(b []byte, off int64) error {
 	return timed(&p.folder.Stats.Writing, func() error {
 		if _, err := p.out.WriteAt(b, off); err != nil {
-			return full(err)
+			return room.Full(err)
 		}
 		p.folder.Stats.Bytes.Add(int64(len(b)))
 		return nil
@@ -329,7 +330,7 @@ func (p *part) write(b []byte, off int64) error {
 // publish checks the file as a whole and gives it its name.
 func (p *part) publish(ctx context.Context) error {
 	if err := p.out.Truncate(p.Size); err != nil {
-		return full(err)
+		return room.Full(err)
 	}
 	if p.SHA256 != nil {
 		if err := timed(&p.folder.Stats.Opening, func() error { return p.checkDigest(ctx) }); err != nil {
@@ -341,10 +342,10 @@ func (p *part) publish(ctx context.Context) error {
 		return err
 	}
 	if err := timed(&p.folder.Stats.Writing, p.out.Sync); err != nil {
-		return full(err)
+		return room.Full(err)
 	}
 	if err := p.folder.root.Rename(partName(p.Path), p.Path); err != nil {
-		return fmt.Errorf("naming the file: %w", full(err))
+		return fmt.Errorf("naming the file: %w", room.Full(err))
 	}
 	return p.journal.remove()
 }
@@ -378,7 +379,7 @@ func (p *part) close() {
 // note makes what was written so far last.
 func note(out *os.File) error {
 	if err := unix.Fdatasync(int(out.Fd())); err != nil {
-		return full(os.NewSyscallError("fdatasync", err))
+		return room.Full(os.NewSyscallError("fdatasync", err))
 	}
 	return nil
 }
