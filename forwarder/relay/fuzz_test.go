@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"slices"
@@ -104,7 +105,7 @@ func FuzzReader(f *testing.F) {
 		var got []byte
 		for {
 			frames, err := r.next()
-			if err == io.EOF && !bytes.Equal(got, in) || err == io.ErrUnexpectedEOF && !bytes.HasPrefix(in, got) {
+			if errors.Is(err, io.EOF) && !bytes.Equal(got, in) || errors.Is(err, io.ErrUnexpectedEOF) && !bytes.HasPrefix(in, got) {
 				t.Fatalf("%x became %x", in, got)
 			}
 			if err != nil {
