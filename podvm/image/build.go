@@ -40,6 +40,9 @@ type Options struct {
 	// PauseBundle is the unpacked bundle of the pause image, to be /pause_bundle;
 	// empty is none.
 	PauseBundle string
+	// AgentPolicy is a file with kata-agent's policy for pods whose init data has
+	// none; empty allows everything then.
+	AgentPolicy string
 	// QCow2 makes an image for qemu besides.
 	QCow2 bool
 }
@@ -132,7 +135,8 @@ func (r *Result) assemble(ctx context.Context, o Options, all, t debian.Tree, wo
 	if err := esp(ctx, r.UKI, in("esp")); err != nil {
 		return err
 	}
-	if err := scratch(ctx, in("scratch")); err != nil {
+	// Empty, as scratch-storage wants it; systemd-repart makes it larger.
+	if err := blank(in("scratch"), scratchSize); err != nil {
 		return err
 	}
 	if err := writeDisk(ctx, in("disk"), []partition{
@@ -211,6 +215,13 @@ func (o *Options) over() ([]debian.Tree, error) {
 			return nil, err
 		}
 		out = append(out, debian.Tree{"usr/local/bin/kata-agent": debian.File(0o755, data)})
+	}
+	if o.AgentPolicy != "" {
+		data, err := os.ReadFile(o.AgentPolicy)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, debian.Tree{agentPolicy: debian.File(0o644, data)})
 	}
 	if o.PauseBundle != "" {
 		t, err := debian.ReadDir(o.PauseBundle, "/pause_bundle")

@@ -16,7 +16,6 @@ const (
 	diskID       = "5ea1b0d0-0000-4000-8000-000000000010"
 	espID        = "5ea1b0d0-0000-4000-8000-000000000011"
 	scratchID    = "5ea1b0d0-0000-4000-8000-000000000012"
-	scratchFS    = "5ea1b0d0-0000-4000-8000-000000000013"
 
 	mib         = 1 << 20
 	espSize     = 64 * mib
@@ -109,15 +108,6 @@ func esp(ctx context.Context, uki, path string) error {
 		return err
 	}
 	_, err := run(ctx, nil, "mcopy", "-i", path, uki, "::/EFI/BOOT/BOOTX64.EFI")
-	return err
-}
-
-// scratch makes the file system by which the guest finds its scratch storage.
-func scratch(ctx context.Context, path string) error {
-	if err := blank(path, scratchSize); err != nil {
-		return err
-	}
-	_, err := run(ctx, nil, "mkfs.ext4", "-q", "-L", scratchLabel, "-U", scratchFS, "-E", "hash_seed="+scratchFS+",lazy_itable_init=0,lazy_journal_init=0,nodiscard", "-I", "256", path)
 	return err
 }
 

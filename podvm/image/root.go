@@ -38,6 +38,11 @@ func root(ctx context.Context, all debian.Tree, profile Profile, over ...debian.
 	for _, o := range over {
 		maps.Copy(t, o)
 	}
+	for _, o := range over {
+		if err := enable(o, t); err != nil {
+			return nil, err
+		}
+	}
 	if err := certificates(all, t); err != nil {
 		return nil, err
 	}

@@ -45,7 +45,13 @@ func packagesOf() debian.Tree {
 
 func TestRootFileSystem(t *testing.T) {
 	testenv.Tool(t, "depmod")
-	over := debian.Tree{"usr/local/bin/sealpod": debian.File(0o755, []byte("\x7fELF"))}
+	over := debian.Tree{
+		"usr/local/bin/sealpod":                     debian.File(0o755, []byte("\x7fELF")),
+		"usr/lib/systemd/system-preset/20-x.preset": debian.File(0o644, []byte("# x\nenable x.path\ndisable y.path\nenable static.service\n")),
+		unitDir + "x.path":                          debian.File(0o644, []byte("[Unit]\nWantedBy=no.target\n[Install]\nWantedBy=multi-user.target  paths.target\n")),
+		unitDir + "y.path":                          debian.File(0o644, []byte("[Install]\nWantedBy=multi-user.target\n")),
+		unitDir + "static.service":                  debian.File(0o644, []byte("[Service]\n")),
+	}
 	got, err := root(t.Context(), packagesOf(), Production, over)
 	if err != nil {
 		t.Fatal(err)
@@ -54,6 +60,7 @@ func TestRootFileSystem(t *testing.T) {
 		"usr/bin/login", "usr/bin/bash", "usr/bin/script", "usr/bin/env-script", "usr/share/doc/x/copyright", "etc/apt/sources.list", "var/lib/x",
 		unitDir + "getty@.service", unitDir + "getty.target.wants/getty@.service", unitDir + "systemd-pcrphase.service",
 		unitDir + "multi-user.target.wants/gone.service", unitDir + "debug-console.service",
+		unitDir + "multi-user.target.wants/y.path", unitDir + "no.target.wants/x.path",
 	} {
 		if _, ok := got[name]; ok {
 			t.Errorf("%s is in the image", name)
@@ -69,6 +76,8 @@ func TestRootFileSystem(t *testing.T) {
 		"usr/bin/own-script":    "#! /usr/bin/tool -x\n",
 		"usr/local/bin/sealpod": "\x7fELF",
 		unitDir + "multi-user.target.wants/dbus.service": "../dbus.service",
+		unitDir + "multi-user.target.wants/x.path":       "../x.path", unitDir + "paths.target.wants/x.path": "../x.path",
+		"etc/kata-opa/default-policy.rego": "/run/peerpod/policy.rego",
 	} {
 		if n, ok := got[name]; !ok || string(n.Data) != want {
 			t.Errorf("%s is %q", name, n.Data)
@@ -113,6 +122,28 @@ func TestRootFileSystemNeeds(t *testing.T) {
 		if _, err := root(t.Context(), all, Production); err == nil {
 			t.Errorf("an image without %s", name)
 		}
+	}
+}
+
+func TestEnabledUnitsMustBeThere(t *testing.T) {
+	preset := debian.Tree{"usr/lib/systemd/system-preset/20-x.preset": debian.File(0o644, []byte("enable x.path\n"))}
+	if err := enable(preset, preset); err == nil || !strings.Contains(err.Error(), "x.path") {
+		t.Error(err)
+	}
+}
+
+func TestAgentPolicyAllowsEachRequestOnce(t *testing.T) {
+	seen := map[string]bool{}
+	for line := range strings.Lines(string(agentFiles()[agentPolicy].Data)) {
+		if name, ok := strings.CutPrefix(line, "default "); ok {
+			if !strings.HasSuffix(name, " := true\n") || seen[name] {
+				t.Errorf("%q", line)
+			}
+			seen[name] = true
+		}
+	}
+	if len(seen) != 37 {
+		t.Errorf("%d requests", len(seen))
 	}
 }
 

@@ -1,6 +1,10 @@
 package image
 
-import "github.com/sealpod/sealpod/podvm/debian"
+import (
+	"maps"
+
+	"github.com/sealpod/sealpod/podvm/debian"
+)
 
 // Profile is who the image is for.
 type Profile string
@@ -65,6 +69,7 @@ func settings(profile Profile) debian.Tree {
 	} {
 		t[name] = debian.Link(target)
 	}
+	maps.Copy(t, agentFiles())
 	if profile == Debug {
 		t[unitDir+"debug-console.service"] = debian.File(0o644, []byte(debugConsole))
 		t[unitDir+"sysinit.target.wants/debug-console.service"] = debian.Link("../debug-console.service")

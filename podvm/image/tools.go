@@ -15,7 +15,6 @@ import (
 var tools = [][2]string{
 	{"mmdebstrap", "mmdebstrap"}, {"xz", "xz-utils"}, {"depmod", "kmod"}, {"mksquashfs", "squashfs-tools"},
 	{"veritysetup", "cryptsetup-bin"}, {"sfdisk", "fdisk"}, {"mkfs.vfat", "dosfstools"}, {"mcopy", "mtools"},
-	{"mkfs.ext4", "e2fsprogs"}, {"go", "golang-go"},
 }
 
 // ErrTools says that programs the builder runs are missing. The message names
@@ -44,7 +43,7 @@ func CheckTools(qcow2 bool) error {
 // everywhere, as some of it can get into what programs make.
 func run(ctx context.Context, in io.Reader, name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/", "LC_ALL=C", "TZ=UTC", "SOURCE_DATE_EPOCH=315532800", "E2FSPROGS_FAKE_TIME=315532800"}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/", "LC_ALL=C", "TZ=UTC", "SOURCE_DATE_EPOCH=315532800"}
 	var out, said bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, &out, &said
 	if err := cmd.Run(); err != nil {

@@ -46,6 +46,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	f.StringArrayVar(&o.Trees, "tree", nil, "directory that goes over the root file system, such as DESTDIR of make install")
 	f.StringVar(&o.KataAgent, "kata-agent", "", "program kata-agent for the guest")
 	f.StringVar(&o.PauseBundle, "pause-bundle", "", "directory of the unpacked pause image")
+	f.StringVar(&o.AgentPolicy, "agent-policy", "", "kata-agent's policy for pods whose init data has none; without it everything is allowed then")
 	f.BoolVar(&o.QCow2, "qcow2", false, "make an image for qemu besides")
 	f.StringVar(&o.Init, "init", "", "program podvm/image/init for the guest; without it go builds it from the working directory's module")
 	f.StringVar(&o.Cache, "cache", "", "directory that keeps unpacked packages")
