@@ -15,13 +15,18 @@ import (
 
 const disk = "/dev/vdd" // of the machine; may be overwritten
 
-// The whole life of scratch storage on a real device-mapper.
-func TestVMScratchStorage(t *testing.T) {
+func inVM(t *testing.T) {
+	t.Helper()
 	if os.Getenv("SEALPOD_VM") != "1" {
 		t.Skip("needs a device-mapper and disks to overwrite: make test-vm runs it")
 	}
 	// Without udev, which the machine has not, cryptsetup makes its nodes itself.
 	t.Setenv("DM_DISABLE_UDEV", "1")
+}
+
+// The life of scratch storage on a real device-mapper.
+func TestVMBeforeRebootScratchStorage(t *testing.T) {
+	inVM(t)
 	s, links := here(t)
 	link(t, disk, links)
 
@@ -58,11 +63,28 @@ func TestVMScratchStorage(t *testing.T) {
 	if err := unix.Unmount(s.point, 0); err != nil {
 		t.Fatal(err)
 	}
-	// Unmounted by somebody else, as after a crash: a new one takes its place.
+	// Unmounted by somebody else: it is there until the boot ends.
 	if err := s.mount(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Unmount(s.point, 0); err != nil {
+		t.Fatal(err)
+	}
+	unix.Sync() // and the power goes off
+}
+
+// The next boot finds what it cannot read, and makes a new one.
+func TestVMAfterRebootScratchStorageIsNew(t *testing.T) {
+	inVM(t)
+	s, links := here(t)
+	link(t, disk, links)
+	if err := s.mount(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(s.point, "layer")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("files of an earlier volume: %v", err)
 	}
 	if err := unix.Unmount(s.point, 0); err != nil {
