@@ -54,6 +54,10 @@ func Lend() error {
 }
 
 func lend(dir, addr string) (err error) {
+	// As systemd has made it, except where it is not the first of the machine.
+	if err := unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("sharing the mounts of %s: %w", dir, err)
+	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
 		return fmt.Errorf("cloning the mounts of %s: %w", dir, err)
