@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -67,11 +68,14 @@ func child() int {
 // killed runs a child and reports whether it was killed.
 func killed(t *testing.T, o order) bool {
 	t.Helper()
+	// As a forwarder has it: the VM's namespace is that of the process.
+	vm := filepath.Base(o.Root)
+	o.Root = ""
 	b, err := json.Marshal(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.Command("ip", "netns", "exec", vm, os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+string(b))
 	out, err := cmd.CombinedOutput()
 	if err == nil {

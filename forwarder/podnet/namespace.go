@@ -146,9 +146,7 @@ func (n *namespace) wait(ctx context.Context, find func() (bool, error)) error {
 	}
 }
 
-// list repeats a dump that changes of the network interrupted. The last answer
-// counts, interrupted or not: what is missing in it turns up as an error of the
-// kernel, never as a wrong state.
+// list repeats a dump that changes of the network interrupted, up to ten times.
 func list[T any](dump func() ([]T, error)) (all []T, err error) {
 	for range 10 {
 		if all, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {

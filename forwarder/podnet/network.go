@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -94,8 +95,8 @@ func newNetwork(c Config, o Options) *Network {
 	return &Network{config: c, opts: o}
 }
 
-func (n *Network) setup(ctx context.Context) (err error) {
-	if err := n.open(); err != nil {
+func (n *Network) setup(ctx context.Context) error {
+	if err := n.open(false); err != nil {
 		return err
 	}
 	defer n.shut()
@@ -142,10 +143,12 @@ func (n *Network) up(ctx context.Context) error {
 // Close takes the network down: the tunnel with its addresses, routes and
 // neighbours, the rules, the way to a metadata service; a lent network interface
 // goes back to the VM as it was. It can be repeated, and takes 30 seconds at most.
+// With a namespace of the pod that is gone, so is what was in it, and the rest is
+// taken down. ctx must not be one that ended just now, as that of a signal.
 func (n *Network) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
-	if err := n.open(); err != nil {
+	if err := n.open(true); err != nil {
 		return err
 	}
 	defer n.shut()
@@ -162,12 +165,17 @@ func (n *Network) down(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// open connects to both namespaces.
-func (n *Network) open() (err error) {
+// open connects to both namespaces. With alone, it is no error if that of the pod
+// does not exist; n.pod is nil then.
+func (n *Network) open(alone bool) (err error) {
 	if n.root, err = openNamespace(n.opts.Root); err != nil {
 		return err
 	}
-	if n.pod, err = openNamespace(n.opts.Namespace); err != nil {
+	n.pod, err = openNamespace(n.opts.Namespace)
+	if alone && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		n.root.close()
 		return err
 	}
@@ -180,7 +188,9 @@ func (n *Network) open() (err error) {
 
 func (n *Network) shut() {
 	n.root.close()
-	n.pod.close()
+	if n.pod != nil {
+		n.pod.close()
+	}
 }
 
 // do makes one change, unless ctx has ended.

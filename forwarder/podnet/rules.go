@@ -74,12 +74,18 @@ func (n *Network) track(ctx context.Context) error {
 //
 // Errors: errNoNFT.
 func (n *Network) setTable(ctx context.Context, six bool, name string, chains []nftChain) error {
-	if n.opts.noNFT {
-		return errNoNFT
+	old, err := n.hasTable(six, name)
+	if err != nil {
+		return err
 	}
 	return n.do(ctx, "setting the rules "+name, func() error {
 		err := n.root.run(func() error {
-			return nft(protocolFamily(six), func(b *batch) { b.exchange(name, chains) })
+			return nft(protocolFamily(six), func(b *batch) {
+				if old {
+					b.drop(name)
+				}
+				b.create(name, chains)
+			})
 		})
 		if errors.Is(err, unix.ENOENT) { // a kind of rule whose module is missing
 			return errors.Join(errNoNFT, err)
@@ -92,16 +98,26 @@ func (n *Network) setTable(ctx context.Context, six bool, name string, chains []
 //
 // Errors: errNoNFT.
 func (n *Network) dropTable(ctx context.Context, six bool, name string) error {
-	if n.opts.noNFT {
-		return errNoNFT
+	if old, err := n.hasTable(six, name); !old || err != nil {
+		return err
 	}
 	return n.do(ctx, "removing the rules "+name, func() error {
-		err := n.root.run(func() error { return nft(protocolFamily(six), func(b *batch) { b.drop(name) }) })
-		if errors.Is(err, unix.ENOENT) {
-			return nil
-		}
+		return n.root.run(func() error { return nft(protocolFamily(six), func(b *batch) { b.drop(name) }) })
+	})
+}
+
+// hasTable reports whether there is a table of nf_tables in the VM's namespace.
+//
+// Errors: errNoNFT.
+func (n *Network) hasTable(six bool, name string) (has bool, err error) {
+	if n.opts.noNFT {
+		return false, errNoNFT
+	}
+	err = n.root.run(func() (err error) {
+		has, err = nftHas(protocolFamily(six), name)
 		return err
 	})
+	return has, err
 }
 
 // setChain gives our chain of an iptables table these rules and sends hook's

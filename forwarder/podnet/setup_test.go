@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sealpod/sealpod/podvm/tool"
 )
 
 func routes(r ...map[string]string) map[string]any { return map[string]any{"routes": r} }
@@ -320,7 +322,7 @@ func TestLowestMetricIsPrimary(t *testing.T) {
 		l.ip(l.vm, "route", "flush", "default", "dev", "ens4")
 		l.ip(l.vm, "route", "add", "default", "via", "192.168.200.1", "dev", "ens4", "metric", tc.metric)
 		n := newNetwork(Config{WorkerIP: netip.MustParseAddr("192.168.100.1")}, l.options())
-		if err := n.open(); err != nil {
+		if err := n.open(false); err != nil {
 			t.Fatal(err)
 		}
 		u, err := n.underlay(t.Context())
@@ -331,5 +333,108 @@ func TestLowestMetricIsPrimary(t *testing.T) {
 		if got := u.primary.Attrs().Name; got != tc.want || u.nic.Attrs().Name != "ens3" {
 			t.Errorf("metric %s: primary %s, to the worker by %s", tc.metric, got, u.nic.Attrs().Name)
 		}
+	}
+}
+
+// Without nf_tables and iptables there are no rules, and the tunnel works without;
+// a way to the metadata service does not.
+func TestSetupWithoutRules(t *testing.T) {
+	l := newLab(t)
+	none := func(o *Options) {
+		o.noNFT, o.Host.LookupEnv = true, func(string) (string, bool) { return "", false }
+	}
+	before := l.settled()
+	n := l.setup(base(t, nil), none)
+	if got := l.ip(l.pod, "route"); !strings.Contains(got, "default via 10.244.1.1") {
+		t.Error(got)
+	}
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.same(before, "after Close")
+	o := l.options()
+	none(&o)
+	o.IMDS = metadataServices
+	if _, err := Setup(t.Context(), decode(t, base(t, nil)), o); !errors.Is(err, tool.ErrMissing) {
+		t.Error(err)
+	}
+	l.same(before, "after a failure")
+}
+
+func TestCloseWithoutThePodsNamespace(t *testing.T) {
+	l := newLab(t)
+	n := l.setup(base(t, nil), func(o *Options) { o.IMDS = metadataServices })
+	l.ip(l.pod, "link", "del", "eth0")
+	l.run("ip", "netns", "del", l.pod)
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.in(l.vm, "sh", "-c", "nft list ruleset; ip -o link; cat /proc/sys/net/ipv4/conf/ens3/forwarding"); strings.Contains(got, "sealpod") ||
+		strings.Contains(got, imdsRootDev) || !strings.HasSuffix(got, "\n0\n") {
+		t.Error(got)
+	}
+}
+
+// Threads that were in other namespaces are back in their own.
+func TestNoThreadStaysAway(t *testing.T) {
+	l := newLab(t)
+	before, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		n := l.setup(base(t, nil), func(o *Options) { o.IMDS = metadataServices })
+		if err := n.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	home, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil || len(threads) == 0 {
+		t.Fatal(threads, err)
+	}
+	for _, thread := range threads {
+		if ns, err := os.Readlink(thread); err == nil && ns != home {
+			t.Errorf("%s is %s", thread, ns)
+		}
+	}
+	if after, err := filepath.Glob("/proc/self/fd/*"); err != nil || len(after) > len(before)+2 {
+		t.Errorf("%d open files, were %d: %v", len(after), len(before), err)
+	}
+}
+
+// BenchmarkSetup is a pod's network made and taken down; taken down alone is
+// most of it, since the kernel waits for packets under way.
+func BenchmarkSetup(b *testing.B) {
+	for _, bc := range []struct {
+		name  string
+		imds  bool
+		noNFT bool
+	}{{"plain", false, false}, {"imds", true, false}, {"iptables", false, true}} {
+		b.Run(bc.name, func(b *testing.B) {
+			l := newLab(b)
+			o := l.options()
+			o.noNFT = bc.noNFT
+			if bc.imds {
+				o.IMDS = metadataServices
+			}
+			c := decode(b, base(b, nil))
+			var up time.Duration
+			for b.Loop() {
+				start := time.Now()
+				n, err := Setup(b.Context(), c, o)
+				if err != nil {
+					b.Fatal(err)
+				}
+				up += time.Since(start)
+				if err := n.Close(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(up.Microseconds())/1000/float64(b.N), "ms-up/op")
+		})
 	}
 }

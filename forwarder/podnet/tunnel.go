@@ -116,6 +116,9 @@ func (n *Network) ours(l netlink.Link) bool {
 func (n *Network) removeTunnels(ctx context.Context, want *netlink.Vxlan) error {
 	var errs []error
 	for _, in := range []*namespace{n.root, n.pod} {
+		if in == nil {
+			continue
+		}
 		links, err := list(in.LinkList)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("listing devices: %w", err))
