@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
-	"strings"
 
 	"github.com/sealpod/sealpod/cdh/internal/strict"
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/sigv4"
 )
 
 // Limits of the services.
@@ -40,33 +39,11 @@ type client struct {
 	suffix string // of host names
 }
 
-// regionForm has no dots and no slashes: a region becomes part of a host name
-// and of what is signed.
-var regionForm = regexp.MustCompile(`^[a-z]{2,4}(-[a-z]{2,12}){1,3}-[0-9]{1,2}$`)
-
 func newClient(env wire.Env, region string) (*client, error) {
-	if !regionForm.MatchString(region) {
+	if !sigv4.IsRegion(region) {
 		return nil, wire.Settings(errors.New(`member "region": not an AWS region such as eu-west-1`))
 	}
-	return &client{env: env, region: region, suffix: dnsSuffix(region)}, nil
-}
-
-// dnsSuffix is the domain of the partition a region belongs to.
-// Source: AWS SDK for Go v2, internal/endpoints/awsrulesfn/partitions.json at v1.48.0.
-func dnsSuffix(region string) string {
-	for _, partition := range [...][2]string{
-		{"cn-", "amazonaws.com.cn"},
-		{"eusc-", "amazonaws.eu"},
-		{"us-iso-", "c2s.ic.gov"},
-		{"us-isob-", "sc2s.sgov.gov"},
-		{"us-isof-", "csp.hci.ic.gov"},
-		{"eu-isoe-", "cloud.adc-e.uk"},
-	} {
-		if strings.HasPrefix(region, partition[0]) {
-			return partition[1]
-		}
-	}
-	return "amazonaws.com"
+	return &client{env: env, region: region, suffix: sigv4.DNSSuffix(region)}, nil
 }
 
 // Decrypt implements wire.Provider with the operation Decrypt of KMS. The

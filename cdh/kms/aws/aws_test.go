@@ -16,6 +16,7 @@ import (
 	"github.com/sealpod/sealpod/cdh/internal/strict"
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/sigv4"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -368,7 +369,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(400, []byte(`{"__type":"a#b:c","message":"m"}`))
 	f.Fuzz(func(t *testing.T, status int, raw []byte) {
 		resp := &wire.Response{Status: status, Header: http.Header{}, Body: raw}
-		if err := refusal(kms, resp, skew{now: time.Now}); podvm.Cause(err) == "" || len(podvm.Cause(err)) > 3<<9 {
+		if err := refusal(kms, resp, sigv4.NewClock(time.Now)); podvm.Cause(err) == "" || len(podvm.Cause(err)) > 3<<9 {
 			t.Errorf("refusal: %v", err)
 		}
 		if o, err := strict.Parse(raw); err == nil {

@@ -5,13 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/sealpod/sealpod/cdh/internal/strict"
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/sigv4"
 )
 
 // service is one of AWS's web services that speak JSON 1.1.
@@ -44,8 +44,8 @@ func (c *client) call(ctx context.Context, s service, operation string, in any, 
 	if err != nil {
 		return nil, err
 	}
-	defer cred.wipe()
-	skew := skew{now: c.env.Now}
+	defer cred.Wipe()
+	clock := sigv4.NewClock(c.env.Now)
 	resp, err := c.env.HTTP.Do(ctx, wire.Request{
 		Service: s.name,
 		Method:  http.MethodPost,
@@ -56,12 +56,12 @@ func (c *client) call(ctx context.Context, s service, operation string, in any, 
 		},
 		Body: body,
 		Sign: func(req *http.Request) error {
-			sign(req, body, cred, c.region, s.id, skew.clock())
+			sigv4.Sign(req, sigv4.Hash(body), cred, c.region, s.id, clock.Now())
 			return nil
 		},
 		Again: func(resp *wire.Response) bool {
 			code, _ := fault(resp)
-			return throttled(code) || skew.learn(code, resp.Header.Get("Date"))
+			return throttled(code) || clock.Learn(code, resp.Header.Get("Date"))
 		},
 	})
 	if err != nil {
@@ -69,7 +69,7 @@ func (c *client) call(ctx context.Context, s service, operation string, in any, 
 	}
 	defer resp.Body.Wipe()
 	if resp.Status != http.StatusOK {
-		return nil, fmt.Errorf("asking %s for %s: %w", s.name, operation, refusal(s, resp, skew))
+		return nil, fmt.Errorf("asking %s for %s: %w", s.name, operation, refusal(s, resp, clock))
 	}
 	o, err := strict.Parse(resp.Body)
 	if err == nil {
@@ -106,52 +106,14 @@ func throttled(code string) bool {
 	return strings.HasPrefix(code, "Throttl") || code == "TooManyRequestsException" || code == "RequestLimitExceeded"
 }
 
-func refusal(s service, resp *wire.Response, skew skew) error {
+func refusal(s service, resp *wire.Response, clock *sigv4.Clock) error {
 	code, message := fault(resp)
 	if resp.Status == http.StatusTooManyRequests || resp.Status >= 500 || throttled(code) {
 		return wire.Overloaded(s.name, resp.Status, code)
 	}
 	err := wire.Refused(s.name, resp.Status, code, message)
-	if d := skew.of(resp.Header.Get("Date")); d >= tolerated || d <= -tolerated {
+	if d := clock.Off(resp.Header.Get("Date")); d >= sigv4.Tolerated || d <= -sigv4.Tolerated {
 		return podvm.Explain(err, fmt.Sprintf("%s (the clock of this guest differs by %s)", podvm.Cause(err), d.Round(time.Second)))
 	}
 	return err
-}
-
-// tolerated is how far the clock may be off before it is the likely reason for
-// a refusal; AWS takes five minutes.
-const tolerated = 4 * time.Minute
-
-// skew corrects the clock of a guest, which the host sets, by that of the
-// service, once.
-type skew struct {
-	now func() time.Time
-	by  time.Duration
-}
-
-func (s *skew) clock() time.Time { return s.now().Add(s.by) }
-
-// of returns how far date, a header of an answer, is ahead of the guest; 0 when
-// it is no date.
-func (s *skew) of(date string) time.Duration {
-	at, err := http.ParseTime(date)
-	if err != nil {
-		return 0
-	}
-	return at.Sub(s.now())
-}
-
-// learn sets the correction when code may mean a wrong clock and date is far
-// off, and tells whether it did.
-// Source: AWS SDK for Go v2, aws/retry/middleware.go at v1.48.0.
-func (s *skew) learn(code, date string) bool {
-	suspect := slices.Contains([]string{
-		"InvalidSignatureException", "SignatureDoesNotMatch", "AuthFailure", "RequestTimeTooSkewed", "AccessDeniedException",
-	}, code)
-	d := s.of(date)
-	if !suspect || s.by != 0 || d < tolerated && d > -tolerated {
-		return false
-	}
-	s.by = d
-	return true
 }

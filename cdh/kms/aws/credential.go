@@ -5,7 +5,7 @@ import (
 
 	"github.com/sealpod/sealpod/cdh/internal/strict"
 	"github.com/sealpod/sealpod/cdh/kms/internal/wire"
-	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/sigv4"
 )
 
 // CredentialFile is the name of the credential file, a JSON object with
@@ -14,20 +14,8 @@ import (
 // at 8246e5e.
 const CredentialFile = "credential.json"
 
-// credential is an IAM access key.
-type credential struct {
-	id      string
-	secret  podvm.Secret
-	session podvm.Secret // of temporary credentials, empty otherwise
-}
-
-func (c *credential) wipe() {
-	c.secret.Wipe()
-	c.session.Wipe()
-}
-
 // readCredential reads the credential file. Errors: wire.ErrCredential.
-func readCredential(files wire.Files) (*credential, error) {
+func readCredential(files wire.Files) (*sigv4.Credential, error) {
 	raw, err := files.Read(CredentialFile)
 	if err != nil {
 		return nil, err
@@ -40,24 +28,24 @@ func readCredential(files wire.Files) (*credential, error) {
 	return c, nil
 }
 
-func parseCredential(raw []byte) (*credential, error) {
+func parseCredential(raw []byte) (*sigv4.Credential, error) {
 	o, err := strict.Parse(raw)
 	if err != nil {
 		return nil, err
 	}
-	c := &credential{}
-	if c.id, err = o.Text("access_key_id"); err != nil {
+	c := &sigv4.Credential{}
+	if c.ID, err = o.Text("access_key_id"); err != nil {
 		return nil, err
 	}
-	if c.secret, err = wire.HeaderText(o, "secret_access_key"); err != nil {
+	if c.Secret, err = wire.HeaderText(o, "secret_access_key"); err != nil {
 		return nil, err
 	}
 	if o.Has("session_token") {
-		if c.session, err = wire.HeaderText(o, "session_token"); err != nil {
+		if c.Session, err = wire.HeaderText(o, "session_token"); err != nil {
 			return nil, err
 		}
 	}
-	if !wire.Visible([]byte(c.id)) || c.id == "" || len(c.secret) == 0 {
+	if !wire.Visible([]byte(c.ID)) || c.ID == "" || len(c.Secret) == 0 {
 		return nil, errors.New("an access key with nothing or other than visible ASCII in it")
 	}
 	return c, nil

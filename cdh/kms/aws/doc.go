@@ -7,7 +7,7 @@
 // region takes part in a host name, and only in AWS's own form; the secret key
 // signs and is never sent. Answers are parsed strictly; TLS says who gave them.
 //
-// It signs and parses itself (Signature Version 4, JSON over POST), which costs
+// It signs (package sigv4) and parses itself (JSON over POST), which costs
 // the guest binary 57,344 bytes. AWS's SDK, service/kms 1.62.6 with
 // service/secretsmanager 1.50.12, would cost 1,843,200 and bring seven modules;
 // its signer alone 98,304 and two. It looks for no credentials in environment,
