@@ -63,7 +63,8 @@ func (n *Network) lend(ctx context.Context, u *underlay, lent *lentNIC) error {
 	}
 	addrs := slices.Clone(lent.Addrs)
 	for i := range addrs {
-		addrs[i].Flags &^= unix.IFA_F_NOPREFIXROUTE // whose routes did not come along
+		addrs[i].Flags &^= unix.IFA_F_NOPREFIXROUTE    // whose routes did not come along
+		addrs[i].ValidLft, addrs[i].PreferedLft = 0, 0 // for good: nobody renews a lease here
 	}
 	return n.dress(ctx, n.pod, nic, addrs, lent.Default)
 }

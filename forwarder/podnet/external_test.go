@@ -1,6 +1,7 @@
 package podnet
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -15,10 +16,12 @@ func TestExternalNet(t *testing.T) {
 		name    string
 		prepare func(*lab)
 		want    []string
+		six     bool
 	}{
 		{
 			name: "a second interface with a gateway of its own", prepare: (*lab).external,
 			want: []string{"default via 192.168.200.1 dev ens4 \n", "10.96.0.0/12 via 10.244.1.1 dev eth0 \n", "192.168.200.0/24 dev ens4 proto kernel scope link src 192.168.200.2 \n"},
+			six:  true,
 		},
 		{
 			name: "a second interface in the subnet of the first",
@@ -53,6 +56,9 @@ func TestExternalNet(t *testing.T) {
 			if strings.Contains(got, "default via 10.244.1.1") {
 				t.Error("the pod has two ways out:", got)
 			}
+			if tc.six != strings.Contains(l.ip(l.pod, "-6", "route"), "default via fd65::1 dev ens4 metric 1024 ") {
+				t.Error(l.ip(l.pod, "-6", "route"))
+			}
 			addr, _, _ := strings.Cut(strings.Fields(l.ip(l.pod, "-4", "-o", "addr", "show", "ens4"))[3], "/")
 			l.serve(l.worker, "203.0.113.1:80")
 			l.http(l.pod, "203.0.113.1:80", addr)
@@ -71,6 +77,23 @@ func TestExternalNet(t *testing.T) {
 			}
 			l.same(before, "after Close")
 		})
+	}
+}
+
+// An address of a lease does not end in the pod, where nobody renews it.
+func TestExternalNetByDHCP(t *testing.T) {
+	l := newLab(t)
+	l.external()
+	l.ip(l.vm, "addr", "change", "192.168.200.2/24", "dev", "ens4", "valid_lft", "3600", "preferred_lft", "1800")
+	n := l.setup(base(t, externalNet), nil)
+	if got := l.ip(l.pod, "-4", "addr", "show", "ens4"); !strings.Contains(got, "valid_lft forever preferred_lft forever") {
+		t.Error(got)
+	}
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.ip(l.vm, "-4", "addr", "show", "ens4"); !regexp.MustCompile(`valid_lft 3[56]\d\dsec preferred_lft 1[78]\d\dsec`).MatchString(got) {
+		t.Error(got)
 	}
 }
 

@@ -82,6 +82,7 @@ func (l *lab) external() {
 	l.t.Helper()
 	l.cable("ens4", "ens4", "192.168.200.2/24", "fd65::2/64", "192.168.200.1/24", "fd65::1/64")
 	l.ip(l.vm, "route", "add", "default", "via", "192.168.200.1", "dev", "ens4", "metric", "200", "proto", "dhcp")
+	l.ip(l.vm, "-6", "route", "add", "default", "via", "fd65::1", "dev", "ens4", "metric", "200")
 	l.ip(l.vm, "route", "add", "198.51.100.0/24", "via", "192.168.200.1", "dev", "ens4", "table", "77")
 	l.ip(l.worker, "addr", "add", "203.0.113.1/32", "dev", "lo")
 }

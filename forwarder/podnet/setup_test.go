@@ -70,6 +70,16 @@ func TestSetup(t *testing.T) {
 			absent: "10.244.1.98",
 		},
 		{
+			name: "neighbors in every state",
+			more: map[string]any{"neighbors": []map[string]string{
+				{"ip": "10.244.1.20", "hw-addr": "0a:58:0a:f4:01:20", "state": "reachable"}, {"ip": "10.244.1.21", "hw-addr": "0a:58:0a:f4:01:21", "state": "stale"},
+				{"ip": "10.244.1.22", "hw-addr": "0a:58:0a:f4:01:22", "state": "delay"}, {"ip": "10.244.1.23", "hw-addr": "0a:58:0a:f4:01:23", "state": "probe"},
+				{"ip": "10.244.1.24", "state": "failed"}, {"ip": "10.244.1.25", "state": "incomplete"}, {"ip": "10.244.1.26", "state": "none"},
+				{"ip": "10.244.1.27", "hw-addr": "0a:58:0a:f4:01:27", "state": "noarp"}, {"ip": "10.244.1.28", "hw-addr": "0a:58:0a:f4:01:28"},
+			}},
+			want: map[string]string{"neigh": "10.244.1.28 dev eth0 lladdr 0a:58:0a:f4:01:28 PERMANENT", "neigh show nud stale": "10.244.1.21 dev eth0 lladdr 0a:58:0a:f4:01:21 STALE"},
+		},
+		{
 			name: "a worker with IPv6 only",
 			more: map[string]any{"worker-node-ip": "fd64::1/64"},
 			want: map[string]string{"-d link": "remote fd64::1 ", "link": "mtu 1430 "},
@@ -248,7 +258,11 @@ func TestSetupRefuses(t *testing.T) {
 			if tc.change != nil {
 				tc.change(l, &o)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			wait := 20 * time.Second
+			if tc.want == context.DeadlineExceeded {
+				wait = 300 * time.Millisecond // for what never comes
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), wait)
 			defer cancel()
 			_, err := Setup(ctx, decode(t, base(t, tc.more)), o)
 			if err == nil || tc.want != nil && !errors.Is(err, tc.want) || !strings.Contains(err.Error(), tc.text) {
@@ -282,7 +296,7 @@ func TestSetupWaits(t *testing.T) {
 	l.ip(l.vm, "addr", "flush", "dev", "ens3")
 	done := make(chan error, 1)
 	go func() {
-		n, err := Setup(t.Context(), decode(t, base(t, map[string]any{"dedicated": true})), with2(l.options(), "ens4"))
+		n, err := Setup(t.Context(), decode(t, base(t, map[string]any{"dedicated": true})), dedicatedTo("ens4", l.options()))
 		if err == nil {
 			err = n.Close(t.Context())
 		}
@@ -310,7 +324,7 @@ func TestSetupWaits(t *testing.T) {
 	}
 }
 
-func with2(o Options, host string) Options {
+func dedicatedTo(host string, o Options) Options {
 	o.HostInterface = host
 	return o
 }
