@@ -13,8 +13,10 @@ import (
 	aaserver "github.com/sealpod/sealpod/attester/server"
 	"github.com/sealpod/sealpod/cdh/rest"
 	"github.com/sealpod/sealpod/cdh/server"
+	"github.com/sealpod/sealpod/forwarder/relay"
 	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/metrics"
 )
 
 func TestEveryMetricIsInTheDocumentation(t *testing.T) {
@@ -48,8 +50,18 @@ func TestEveryMetricIsInTheDocumentation(t *testing.T) {
 	}
 	defer server.Close() //nolint:errcheck // a test
 
+	forwards := metrics.New("sealpod")
+	relay.NewMetrics(forwards)
+	source, err := os.ReadFile("../../forwarder/status.go") // the rest takes a network
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	served := map[string]bool{}
-	text := hub.Metrics().Text() + agent.Metrics().Text() + server.Metrics().Text()
+	for _, m := range regexp.MustCompile(`\("(sealpod_forwarder_\w+)"`).FindAllStringSubmatch(string(source), -1) {
+		served[m[1]] = true
+	}
+	text := hub.Metrics().Text() + agent.Metrics().Text() + server.Metrics().Text() + forwards.Text()
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+) `).FindAllStringSubmatch(text, -1) {
 		served[m[1]] = true
 	}
