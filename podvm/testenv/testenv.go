@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 )
 
@@ -18,14 +19,31 @@ const RequireEnv = "SEALPOD_REQUIRE_TOOLS"
 // of skips; make test prints it at the end.
 const SkipsEnv = "SEALPOD_SKIPS"
 
-// Tool returns the path of the program name.
+// Tool returns the path of the program name: one that is installed, or that go
+// install put into bin/tools of this module.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
+		path, err = ownTool(name)
+	}
+	if err != nil {
 		Missing(t, "needs the program "+name+", which is not installed")
 	}
 	return path
+}
+
+// ownTool looks into bin/tools of the module that the working directory is in.
+func ownTool(name string) (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil || dir == "/" {
+			return exec.LookPath(filepath.Join(dir, "bin", "tools", name))
+		}
+	}
 }
 
 // Root returns only when the test runs as root.
