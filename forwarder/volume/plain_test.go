@@ -59,9 +59,13 @@ func TestPlainVolume(t *testing.T) {
 				t.Errorf("group %d, owner %d, mode %o", st.Gid, st.Uid, st.Mode)
 			}
 
+			m.ok(os.Chmod(dir, 0o755))
 			m.attach(mgr, v) // again
 			if n := len(m.mounts()); n != 1 {
 				t.Errorf("%d mounts", n)
+			}
+			if info, err := os.Stat(dir); err != nil || info.Mode() != os.ModeDir|os.ModeSetgid|0o775 {
+				t.Errorf("%v, %v", info.Mode(), err)
 			}
 			mgr.DetachAll(t.Context())
 			m.nothingMounted()

@@ -94,6 +94,9 @@ func (m *Manager) attach(ctx context.Context, v Volume) (_ string, err error) {
 	}
 	defer place.dir.Close()
 	if done, err := m.inPlace(v, place.path); err != nil || done {
+		if done {
+			m.giveGroup(v) // whoever mounted it may have been killed before that
+		}
 		return place.path, err
 	}
 	start := time.Now()
