@@ -3,9 +3,10 @@
 // nothing else of the file system has to be writable or visible to it.
 //
 // systemd makes such a namespace from copies that follow the machine's mounts,
-// not the other way round. So a step before the daemon, which runs outside, lends
-// it: it clones the mounts of /run into a detached tree, whose mounts stay peers
-// of the machine's, and leaves its descriptor with systemd. The daemon takes the
+// not the other way round, even for commands with "+". So a step before the daemon
+// enters the namespace of process 1 and lends its /run: it clones the mounts into
+// a detached tree, whose mounts stay peers of the machine's, and leaves its
+// descriptor with systemd. The daemon takes the
 // descriptor and puts the tree over its own /run. From then on whatever either
 // side mounts or unmounts below /run, the other does too.
 //
@@ -23,6 +24,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,6 +35,7 @@ import (
 
 const (
 	dir     = "/run"
+	machine = "/proc/1/ns/mnt"
 	fdName  = "host-run"
 	firstFD = 3 // SD_LISTEN_FDS_START
 	// sendTime is how long systemd may take to read.
@@ -50,17 +53,13 @@ func Lend() error {
 	if addr == "" {
 		return fmt.Errorf("%w: NOTIFY_SOCKET is not set, so nobody keeps it", ErrNotLent)
 	}
-	return lend(dir, addr)
+	return lend(machine, dir, addr)
 }
 
-func lend(dir, addr string) (err error) {
-	// As systemd has made it, except where it is not the first of the machine.
-	if err := unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("sharing the mounts of %s: %w", dir, err)
-	}
-	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+func lend(machine, dir, addr string) (err error) {
+	tree, err := clone(machine, dir)
 	if err != nil {
-		return fmt.Errorf("cloning the mounts of %s: %w", dir, err)
+		return err
 	}
 	defer func() { err = errors.Join(err, unix.Close(tree)) }()
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: addr, Net: "unixgram"})
@@ -87,6 +86,43 @@ func lend(dir, addr string) (err error) {
 		return err
 	}
 	return sent
+}
+
+// clone returns a detached copy of the mounts of dir in the mount namespace
+// machine. The thread that enters it ends.
+func clone(machine, dir string) (tree int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		tree, err = cloneHere(machine, dir)
+	}()
+	<-done
+	return tree, err
+}
+
+func cloneHere(machine, dir string) (tree int, err error) {
+	ns, err := os.Open(machine)
+	if err != nil {
+		return -1, err
+	}
+	defer ns.Close() //nolint:errcheck // read-only
+	// A thread that shares its working directory with others may not go.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return -1, err
+	}
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+		return -1, fmt.Errorf("entering the machine's mount namespace: %w", err)
+	}
+	// As systemd has made it, except where it is not the first of the machine.
+	if err := unix.Mount("", dir, "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+		return -1, fmt.Errorf("sharing the mounts of %s: %w", dir, err)
+	}
+	tree, err = unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return -1, fmt.Errorf("cloning the mounts of %s: %w", dir, err)
+	}
+	return tree, nil
 }
 
 // Take puts the mounts that were lent over /run. Where the unit lends none, it

@@ -2,6 +2,7 @@ package hostrun
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -21,7 +22,17 @@ import (
 // mounts and unmounts below.
 const daemonEnv = "SEALPOD_TEST_TAKE"
 
+// lenderEnv makes this binary the step before it, with systemd at its value.
+const lenderEnv = "SEALPOD_TEST_LEND"
+
 func TestMain(m *testing.M) {
+	if socket := os.Getenv(lenderEnv); socket != "" {
+		if err := lender(os.Getenv("MACHINE"), os.Getenv("DIR"), socket); err != nil {
+			println(err.Error())
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if dir := os.Getenv(daemonEnv); dir != "" {
 		if err := daemon(dir); err != nil {
 			println(err.Error())
@@ -30,6 +41,14 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+func lender(machine, dir, socket string) error {
+	// As systemd does for a unit with PrivateMounts, even here.
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	return lend(machine, dir, socket)
 }
 
 func daemon(dir string) error {
@@ -88,9 +107,7 @@ func TestMountsOfADaemonInItsOwnNamespaceAreTheMachines(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer manager.Close()
-	if err := lend(dir, socket); err != nil {
-		t.Fatal(err)
-	}
+	inNamespace(t, nil, lenderEnv+"="+socket, "DIR="+dir, fmt.Sprintf("MACHINE=/proc/%d/ns/mnt", os.Getpid()))
 	var tree *os.File
 	for _, want := range []string{"FDSTOREREMOVE=1\nFDNAME=host-run", "FDSTORE=1\nFDPOLL=0\nFDNAME=host-run"} {
 		b, oob := make([]byte, 256), make([]byte, 256)
@@ -113,13 +130,7 @@ func TestMountsOfADaemonInItsOwnNamespaceAreTheMachines(t *testing.T) {
 	}
 	defer tree.Close()
 
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), daemonEnv+"="+dir, "LISTEN_FDS=1", "LISTEN_FDNAMES=host-run")
-	cmd.ExtraFiles = []*os.File{tree}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	inNamespace(t, tree, daemonEnv+"="+dir, "LISTEN_FDS=1", "LISTEN_FDNAMES=host-run")
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		t.Fatal(err)
@@ -130,6 +141,20 @@ func TestMountsOfADaemonInItsOwnNamespaceAreTheMachines(t *testing.T) {
 	}
 	if got := strings.Join(at, " "); got != " /made" {
 		t.Errorf("the machine has mounts at %q, want one at /made", got)
+	}
+}
+
+// inNamespace runs this binary in a mount namespace of its own.
+func inNamespace(t *testing.T, file *os.File, env ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), env...)
+	if file != nil {
+		cmd.ExtraFiles = []*os.File{file}
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 }
 
