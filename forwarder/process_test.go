@@ -17,6 +17,7 @@ import (
 
 	"github.com/sealpod/sealpod/api/agent"
 	"github.com/sealpod/sealpod/forwarder/agenttest"
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // run runs the program to its end.
@@ -331,10 +332,11 @@ func TestThePodReachesNoMetadataServiceUnlessToldSo(t *testing.T) {
 // file is meant too. And a container gets the pod's network, no other.
 func TestAContainerIsChangedOnItsWay(t *testing.T) {
 	l := newLab(t)
+	t.Setenv(podvm.HostRootEnv, l.dir) // for /run/kata-containers
 	a := agenttest.Start(t, agenttest.Config{Record: true})
 	l.agent = a.Path()
 	p := l.start(t)
-	source := l.dir + "/etc-hosts"
+	source := "/run/kata-containers/shared/containers/c-hosts"
 	r := &agent.CreateContainerRequest{ContainerId: "c", OCI: &agent.Spec{
 		Mounts: []*agent.Mount{{Destination: "/etc/hosts", Source: source, Type: "bind"}},
 		Linux:  &agent.Linux{Namespaces: []*agent.LinuxNamespace{{Type: "network", Path: "/proc/1/ns/net"}, {Type: "pid"}}},
@@ -358,7 +360,7 @@ func TestAContainerIsChangedOnItsWay(t *testing.T) {
 	if !slices.Equal(networks, []string{l.pod.path}) {
 		t.Errorf("networks %q", networks)
 	}
-	if st, err := os.Stat(source); err != nil || !st.Mode().IsRegular() {
+	if st, err := os.Stat(l.dir + source); err != nil || !st.Mode().IsRegular() {
 		t.Errorf("the source: %v, %v", st, err)
 	}
 	p.stop()

@@ -109,7 +109,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 func (r *runner) serve(ctx context.Context, s *server) error {
 	cfg := r.cfg
 	hub := rpc.NewClient(podvm.CDHSocket, hubTime)
-	defer hub.Close()
+	defer hub.Close() //nolint:errcheck // nothing is under way any more
 	changes := intercept.New(intercept.Config{
 		Namespace: cfg.Namespace, Host: cfg.Host, Log: cfg.Log,
 		Volumes: volume.New(volume.Config{Host: cfg.Host, Hub: hub, Log: cfg.Log}),
