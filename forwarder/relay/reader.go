@@ -119,7 +119,7 @@ func (r *reader) read(p []byte, size int) (int, error) {
 		switch {
 		case n > 0:
 			if r.socket != nil {
-				n += r.socket.readMore(r.conn, p[n:])
+				n += r.socket.readMore(r.conn, p[n:], n)
 			}
 			return n, nil // an error comes again
 		case errors.Is(err, os.ErrDeadlineExceeded):

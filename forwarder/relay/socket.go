@@ -8,6 +8,10 @@ import (
 const (
 	socketBuffer = 32 << 10 // bytes read at once
 	corkBuffer   = 128 << 10
+
+	// recordRoom is more than TLS adds to what is in one record, with the ciphers
+	// in use today, and less than it adds to two.
+	recordRoom = 40
 )
 
 // Socket is a connection for TLS to be spoken over, as the server. It lets a
@@ -21,6 +25,7 @@ type Socket struct {
 
 	buf        []byte
 	start, end int
+	arrived    int // bytes since readMore
 	noWait     bool
 
 	mu     sync.Mutex // of what follows
@@ -66,6 +71,7 @@ func (s *Socket) Read(p []byte) (int, error) {
 		}
 		n, err := s.Conn.Read(s.buf)
 		s.start, s.end = 0, n
+		s.arrived += n
 		if n == 0 {
 			return 0, err
 		}
@@ -75,8 +81,15 @@ func (s *Socket) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// readMore reads from conn, which speaks over s, what has arrived already.
-func (s *Socket) readMore(conn net.Conn, p []byte) (read int) {
+// readMore reads from conn, which speaks over s and has just given out got bytes,
+// what has arrived already. It does not ask where it is plain that nothing has:
+// a call alone does not pay for those that come together.
+func (s *Socket) readMore(conn net.Conn, p []byte, got int) (read int) {
+	arrived := s.arrived
+	s.arrived = 0
+	if s.start == s.end && arrived <= got+recordRoom {
+		return 0
+	}
 	s.noWait = true
 	defer func() { s.noWait = false }()
 	for read < len(p) {

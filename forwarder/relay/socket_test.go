@@ -42,9 +42,9 @@ func TestSocketMakesOneReadOfRecordsThatCameTogether(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n += socket.readMore(s, p[n:])
+		n += socket.readMore(s, p[n:], n)
 		got += string(p[:n])
-		if n := socket.readMore(s, p); n != 0 {
+		if n := socket.readMore(s, p, 0); n != 0 {
 			t.Errorf("%d bytes more", n)
 		}
 	}
@@ -62,7 +62,7 @@ func TestSocketMakesOneReadOfRecordsThatCameTogether(t *testing.T) {
 		more, err = s.Read(p[n:])
 		n += more
 	}
-	if n != 4 || socket.readMore(s, p) != 0 {
+	if n != 4 || socket.readMore(s, p, 0) != 0 {
 		t.Errorf("got %d bytes, %v", n, err)
 	}
 	if _, err := s.Read(p); err == nil {
