@@ -59,10 +59,21 @@ func (r Runner) Signature(ctx context.Context, device string) (string, error) {
 			}
 		}
 	}
-	if len(kinds) == 0 {
+	if len(kinds) == 0 && (err != nil || !onlyEntry(out)) {
 		return "something that blkid cannot tell", nil // it is ambivalent
 	}
 	return strings.Join(kinds, " and "), nil
+}
+
+// onlyEntry tells whether blkid has said nothing of what is on the device, but what
+// the table of the disk says that this is a partition of.
+func onlyEntry(out []byte) bool {
+	for line := range strings.Lines(string(out)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "DEVNAME=") && !strings.HasPrefix(line, "PART_ENTRY_") {
+			return false
+		}
+	}
+	return true
 }
 
 // Foreign is the error for a device that carries what Signature found.

@@ -165,6 +165,27 @@ func TestDirectoryFollowsNobodysExchange(t *testing.T) {
 	}
 }
 
+func TestSignature(t *testing.T) {
+	// What blkid says of a partition, whatever is on it.
+	const entry = `echo DEVNAME=/dev/vda4; echo PART_ENTRY_SCHEME=gpt; echo PART_ENTRY_NAME=trusted_store; `
+	for name, c := range map[string]struct{ script, want string }{
+		"a blank disk":             {`exit 2`, ""},
+		"a blank partition":        {entry, ""},
+		"a partition with ext4":    {entry + `echo TYPE=ext4`, "ext4"},
+		"two signatures":           {`exit 8`, "something that blkid cannot tell"},
+		"two of a partition":       {entry + `exit 8`, "something that blkid cannot tell"},
+		"something without a name": {entry + `echo USAGE=raid`, "something that blkid cannot tell"},
+		"a table on a partition":   {entry + `echo PTTYPE=dos`, "dos"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := runner(t, map[string]string{"blkid": c.script}).Signature(t.Context(), "/dev/vda4")
+			if err != nil || got != c.want {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+}
+
 func TestLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "dir/lock")
 	unlock, err := Lock(t.Context(), path)
