@@ -19,8 +19,8 @@ APPLETS := attestation-agent confidential-data-hub api-server-rest cdh-oneshot a
   process-user-data azure-ready scratch-storage setup-nat-for-imds
 BINDIR ?= /usr/local/bin
 UNITDIR ?= /usr/lib/systemd/system
-install: build
-	install -D -m 755 bin/sealpod $(DESTDIR)$(BINDIR)/sealpod
+install:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(DESTDIR)$(BINDIR)/sealpod ./cmd/sealpod
 	for a in $(APPLETS); do ln -sf sealpod $(DESTDIR)$(BINDIR)/$$a; done
 	cd systemd/system && for u in $$(find . -type f); do install -D -m 644 $$u $(abspath $(DESTDIR)$(UNITDIR))/$$u; done
 	install -D -m 644 systemd/system-preset/20-sealpod.preset $(DESTDIR)/usr/lib/systemd/system-preset/20-sealpod.preset
