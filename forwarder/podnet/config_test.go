@@ -22,7 +22,7 @@ const fromHost = `{
 		{"dst": "::ffff:0.0.0.0/0", "gw": "10.244.1.1", "dev": "eth0"},
 		{"dst": "10.244.1.0/24", "gw": "", "dev": "eth0", "protocol": "kernel", "scope": "link"},
 		{"Dst": "", "GW": "fd00::1", "Dev": "eth0", "protocol": "static", "scope": "universe"},
-		{"dst": "0.0.0.0/0", "GW": "::ffff:10.244.1.2"}
+		{"dst": "10.96.0.1/12", "GW": "::ffff:10.244.1.2"}
 	],
 	"neighbors": [{"ip": "10.244.1.1", "hw-addr": "0a:58:0a:f4:01:01", "dev": "eth0", "state": "permanent"}],
 	"mtu": 1450, "index": 3, "vxlan-port": 4790, "vxlan-id": 555003, "dedicated": true, "external-net-via-pod-vm": true,
@@ -49,7 +49,7 @@ func TestConfigOfAWorker(t *testing.T) {
 			{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.244.1.1"), Dev: "eth0"},
 			{Dst: netip.MustParsePrefix("10.244.1.0/24"), Dev: "eth0", Protocol: unix.RTPROT_KERNEL, Scope: unix.RT_SCOPE_LINK},
 			{Dst: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("fd00::1"), Dev: "eth0", Protocol: unix.RTPROT_STATIC},
-			{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.244.1.2")},
+			{Dst: netip.MustParsePrefix("10.96.0.0/12"), Gateway: netip.MustParseAddr("10.244.1.2")},
 		},
 		Neighbors: []Neighbor{{IP: netip.MustParseAddr("10.244.1.1"), HWAddr: mac(1), Dev: "eth0", State: unix.NUD_PERMANENT}},
 	}

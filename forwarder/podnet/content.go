@@ -12,7 +12,8 @@ import (
 )
 
 // What is on the tunnel device is compared with the configuration: what is too
-// much goes, what is missing comes. On a new device everything is missing.
+// much goes, what is missing comes, also if the pod itself changed it. On a new
+// device everything is missing.
 
 // fillAddrs gives the device the pod's addresses and no others. The kernel makes
 // no route to their subnets: plugins such as ptp have none, and send the route
@@ -44,26 +45,26 @@ func (n *Network) fillAddrs(ctx context.Context, dev netlink.Link) error {
 	return nil
 }
 
-// wantedRoutes are those of the configuration once each, those without a gateway
+// wantedRoutes are those of the configuration, one to each destination, those without a gateway
 // first: they say how a gateway is reached. If the pod has a network interface of
 // the VM, default routes are by that.
 func (n *Network) wantedRoutes() []Route {
 	var first, second []Route
+	seen := map[netip.Prefix]bool{}
 	for _, r := range n.config.Routes {
 		r.Dev = n.config.Interface
 		if r.Protocol == 0 {
 			r.Protocol = unix.RTPROT_BOOT
 		}
 		switch {
-		case n.config.ExternalNetViaPodVM && r.Dst.Bits() == 0, slices.Contains(first, r), slices.Contains(second, r):
+		case n.config.ExternalNetViaPodVM && r.Dst.Bits() == 0 || seen[r.Dst]:
 		case r.Gateway.IsValid():
 			second = append(second, r)
 		default:
 			r.Scope = unix.RT_SCOPE_LINK
-			if !slices.Contains(first, r) {
-				first = append(first, r)
-			}
+			first = append(first, r)
 		}
+		seen[r.Dst] = true
 	}
 	return append(first, second...)
 }
@@ -97,7 +98,7 @@ func (n *Network) fillRoutes(ctx context.Context, dev netlink.Link) error {
 		if r.Gateway.IsValid() {
 			doing += " by " + r.Gateway.String()
 		}
-		if err := n.do(ctx, doing, func() error { return n.pod.RouteAdd(&add) }); err != nil {
+		if err := n.do(ctx, doing, func() error { return n.pod.RouteReplace(&add) }); err != nil {
 			return err
 		}
 	}

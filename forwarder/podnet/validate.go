@@ -53,7 +53,12 @@ func (c *Config) validate() error {
 			return fmt.Errorf("podip: %s is not an address of a pod", p)
 		}
 	}
+	gateways := map[netip.Prefix]netip.Addr{}
 	for i, r := range c.Routes {
+		if gw, ok := gateways[r.Dst]; ok && gw != r.Gateway {
+			return fmt.Errorf("routes[%d]: another route leads to %s", i, r.Dst)
+		}
+		gateways[r.Dst] = r.Gateway
 		if r.Gateway.IsValid() && r.Gateway.Is4() != r.Dst.Addr().Is4() {
 			return fmt.Errorf("routes[%d]: dst %s and gw %s are of two families", i, r.Dst, r.Gateway)
 		}
