@@ -86,7 +86,7 @@ func (b *batch) request(h header, body []byte) (number uint32, pass bool) {
 	b.relay.metrics.passed.Add(1)
 	number = b.agent.admit(caller{h.stream, req.timeout != 0})
 	if st != nil {
-		st.number = number
+		st.agent, st.number = b.agent, number
 	}
 	return number, true
 }
@@ -122,7 +122,8 @@ func (b *batch) data(h header, body []byte) (number uint32, pass bool) {
 		delete(b.open, h.stream)
 	}
 	if st.call == nil {
-		return st.number, true
+		// It may be that of a former agent, whose end is about to be answered.
+		return st.number, st.agent == b.agent
 	}
 	if err := b.room(nil, h.size()); err != nil {
 		delete(b.open, h.stream)

@@ -179,7 +179,7 @@ func (s *session) take(a *agent, c *call) ([]byte, error) {
 	}
 	number := a.admit(caller{c.host, c.timed})
 	if st := s.open[c.host]; st != nil && st.call == c {
-		st.call, st.number = nil, number
+		st.call, st.agent, st.number = nil, a, number
 	}
 	h := header{stream: number, kind: typeRequest, flags: c.flags}
 	frames := appendHeader(make([]byte, 0, headerSize+len(c.body)+len(c.after)), h)

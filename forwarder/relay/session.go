@@ -46,8 +46,9 @@ type session struct {
 
 // stream is one on which the host may send data frames.
 type stream struct {
-	number uint32 // on the agent's side
-	call   *call  // not nil while it is held back
+	agent  *agent // that has it, which may be lost by now
+	number uint32 // there
+	call   *call  // not nil while it is held back: then no agent has it
 }
 
 func newSession(ctx context.Context, r *Relay, host net.Conn) *session {
@@ -120,7 +121,9 @@ func (s *session) refuse(large *tooLargeError) {
 		if st.call != nil {
 			st.call.dropped = true
 		} else {
-			delete(a.streams, st.number)
+			delete(st.agent.streams, st.number)
+		}
+		if st.call == nil && st.agent == a {
 			end = appendHeader(nil, header{stream: st.number, kind: typeData, flags: flagRemoteClosed | flagNoData})
 		}
 	}

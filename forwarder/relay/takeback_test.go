@@ -18,7 +18,7 @@ import (
 func TestTakeBack(t *testing.T) {
 	s := &session{relay: New(Config{}), open: map[uint32]*stream{}}
 	a := &agent{s: s, streams: map[uint32]caller{1: {host: 11}, 3: {host: 13}, 5: {host: 15}, 9: {host: 19}}}
-	s.open[11], s.open[15] = &stream{number: 1}, &stream{number: 5}
+	s.open[11], s.open[15] = &stream{agent: a, number: 1}, &stream{agent: a, number: 5}
 	body := func(what string) []byte { return requestBody(t, what, text("x"), 0) }
 	arrived := slices.Concat(frame(1, typeRequest, flagRemoteOpen, body("A")), frame(3, typeRequest, 0, body("B")))
 	frames := slices.Concat(arrived,
@@ -43,6 +43,47 @@ func TestTakeBack(t *testing.T) {
 	if s.held != 0 || s.heldBytes != 0 {
 		t.Errorf("%d calls of %d bytes held at the end", s.held, s.heldBytes)
 	}
+}
+
+// Between the end of an agent and the answers to its calls there can be a next
+// one, on which the same number is another call's.
+func TestDataForAFormerAgentGoesNowhere(t *testing.T) {
+	path := socket(t)
+	startAgent(t, path)
+	mine, theirs := tcpPair(t)
+	defer theirs.Close()
+	defer mine.Close()
+	s := newSession(t.Context(), New(Config{Dial: dialTo(path)}), mine)
+	conn, err := s.relay.dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	former := &agent{s: s, streams: map[uint32]caller{1: {host: 11}, 3: {host: 13}}}
+	s.open[11], s.open[13] = &stream{agent: former, number: 1}, &stream{agent: former, number: 3}
+	for _, now := range []*agent{nil, s.newAgent(conn)} {
+		s.agent = now
+		b := batch{session: s, agent: now}
+		if pass := b.sort(frame(11, typeData, 0, []byte("x"))); len(pass) > 0 || len(b.answers) > 0 {
+			t.Errorf("passed %q, answered %q", pass, b.answers)
+		}
+	}
+	for _, now := range []*agent{nil, s.agent} {
+		s.mu.Lock()
+		s.agent = now
+		s.mu.Unlock()
+		for host := range s.open {
+			s.refuse(&tooLargeError{header{length: maxBody + 1, stream: host, kind: typeData}})
+			if got := (rawEnd{t, theirs}).response(); got.stream != host || got.code != codes.ResourceExhausted {
+				t.Errorf("got %v", got)
+			}
+			break
+		}
+	}
+	if len(former.streams) != 0 || len(s.open) != 0 {
+		t.Errorf("%v and %v are left", former.streams, s.open)
+	}
+	s.end(context.Canceled)
+	s.owned.Wait()
 }
 
 func TestPayloadMayBecomeEmpty(t *testing.T) {
