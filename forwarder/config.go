@@ -111,6 +111,7 @@ func Parse(raw []byte) (f File, unknown []string, err error) {
 		return File{}, nil, fmt.Errorf("%w: there is no pod-network in it", ErrConfig)
 	}
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		clear(keys[key])
 		if !slices.ContainsFunc(known, func(k string) bool { return strings.EqualFold(k, key) }) {
 			unknown = append(unknown, podvm.Printable(key, 100))
 		}

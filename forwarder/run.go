@@ -96,6 +96,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 	}()
 	secured, err := cfg.TLS.config(r.file, cfg.Log)
+	r.file.ServerKey.Wipe() // what is needed of it is in secured
 	if err != nil {
 		return fmt.Errorf("setting up TLS: %w", err)
 	}
