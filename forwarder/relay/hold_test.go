@@ -103,6 +103,7 @@ func TestNothingIsDeliveredTwice(t *testing.T) {
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		delivered, conns := map[string]int{}, 0
+		arrived := make(chan struct{}, 4)
 		s := serve(t, Config{Dial: func(context.Context) (net.Conn, error) {
 			mine, theirs := tcpPair(t)
 			mu.Lock()
@@ -120,6 +121,7 @@ func TestNothingIsDeliveredTwice(t *testing.T) {
 					mu.Lock()
 					delivered[string(req.payload)]++
 					mu.Unlock()
+					arrived <- struct{}{}
 					if first {
 						return // while the next request is on its way
 					}
@@ -130,11 +132,7 @@ func TestNothingIsDeliveredTwice(t *testing.T) {
 		}}, tcpPair)
 		host := rawEnd{t, s.Conn}
 		host.send(requestFrame(t, 1, "Echo", text("first")))
-		for conns := 0; conns == 0; {
-			mu.Lock()
-			conns = len(delivered)
-			mu.Unlock()
-		}
+		<-arrived
 		host.send(requestFrame(t, 3, "Echo", text("second")))
 		answered := map[uint32]answer{}
 		for range 2 {
