@@ -3,6 +3,8 @@ package kbs
 import (
 	"errors"
 	"strings"
+
+	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
 // What callers tell apart. Every one of them is wrapped with a cause for
@@ -48,4 +50,18 @@ func Reasons(err error) string {
 		return ""
 	}
 	return reasons
+}
+
+// Why returns in a word why err is an error, for rpc.Because, or "" for errors
+// that have no such word.
+func Why(err error) string {
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return rpc.NotFound
+	case errors.Is(err, ErrDenied), errors.Is(err, ErrUnauthorized):
+		return rpc.Denied
+	case errors.Is(err, ErrUnreachable):
+		return rpc.Unreachable
+	}
+	return rpc.Reason(err)
 }

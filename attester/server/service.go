@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	aa "github.com/sealpod/sealpod/api/attestationagent"
+	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
@@ -86,7 +87,7 @@ func (s service) GetToken(ctx context.Context, req *aa.GetTokenRequest) (*aa.Get
 	out, err := s.a.token(ctx, req.GetTokenType())
 	s.a.count.requests.Inc("GetToken", result(err))
 	if err != nil {
-		return nil, rpc.Fail(ctx, codes.Internal, s.say.token, err)
+		return nil, rpc.Fail(ctx, codes.Internal, s.say.token, rpc.Because(err, kbs.Why(err)))
 	}
 	return &aa.GetTokenResponse{Token: out}, nil
 }

@@ -36,6 +36,11 @@ const (
 // slowPaths are those that lead to a TEE.
 var slowPaths = []string{"/aa/token", "/aa/evidence", "/aa/additional-evidence", "/aa/aael"}
 
+// ReasonHeader is a header of answers with status 500 that says in a word why:
+// "denied", "not-found" or "unreachable". It is missing where none of them fits.
+// Upstream has no such header.
+const ReasonHeader = "Sealpod-Reason"
+
 // ErrFeatures says that a feature flag has none of the known values.
 var ErrFeatures = errors.New("unknown features: want resource, attestation or all")
 
@@ -206,8 +211,13 @@ func (c *call) urlNotFound() { answer(c.w, http.StatusNotFound, "URL NOT FOUND")
 // the id under which the journal has the rest.
 func (c *call) fault(text string, err error) {
 	id := c.id
-	if e := new(peerError); errors.As(err, &e) && e.request != "" {
-		id = e.request // the other daemon's, where the reason is
+	if e := new(peerError); errors.As(err, &e) {
+		if e.request != "" {
+			id = e.request // the other daemon's, where the reason is
+		}
+		if e.word != "" {
+			c.w.Header().Set(ReasonHeader, e.word)
+		}
 	}
 	c.log.Error("Request failed", "path", podvm.Printable(rawPath(c.r), 300), "peer_req", id, "err", err)
 	if cause := podvm.Cause(err); cause != "" {

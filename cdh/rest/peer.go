@@ -42,6 +42,7 @@ func (p *peer) close() error {
 type peerError struct {
 	text    string // upstream's outermost text
 	request string // the peer's id of the request, "" if it gave none
+	word    string // why, as package rpc has words for it, or ""
 	err     error
 }
 
@@ -72,8 +73,17 @@ func (p *peer) do(ctx context.Context, call func(context.Context, *ttrpc.Client)
 	}
 	var cause string
 	cause, e.request = reason(err)
+	if e.word = rpc.Reason(err); e.word == "" && noAnswer(err) {
+		e.word = rpc.Unreachable
+	}
 	e.err = podvm.Explain(err, cause)
 	return e
+}
+
+// noAnswer tells whether the peer did not get to answer.
+func noAnswer(err error) bool {
+	return errors.Is(err, rpc.ErrPeerAbsent) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ttrpc.ErrClosed) ||
+		status.Code(err) == codes.DeadlineExceeded
 }
 
 // maxCause cuts, in bytes, what a container is told: as much as our daemons tell.

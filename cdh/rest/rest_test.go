@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -24,6 +25,7 @@ import (
 	aa "github.com/sealpod/sealpod/api/attestationagent"
 	"github.com/sealpod/sealpod/api/datahub"
 	"github.com/sealpod/sealpod/cdh/internal/cdhtest"
+	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -34,8 +36,11 @@ type hub struct {
 	stop func()
 }
 
-func (h *hub) GetResource(_ context.Context, req *datahub.GetResourceRequest) (*datahub.GetResourceResponse, error) {
+func (h *hub) GetResource(ctx context.Context, req *datahub.GetResourceRequest) (*datahub.GetResourceResponse, error) {
 	switch {
+	case strings.Contains(req.ResourcePath, "because"):
+		_, word, _ := strings.Cut(req.ResourcePath, "because-")
+		return nil, rpc.Fail(ctx, codes.Internal, "[CDH] [ERROR]: Get Resource failed", rpc.Because(errors.New("x"), word))
 	case strings.Contains(req.ResourcePath, "denied"):
 		return nil, status.Error(codes.Internal, "[CDH] [ERROR]: Get Resource failed: access denied by policy (request ab12cd34)")
 	case strings.Contains(req.ResourcePath, "upstream"):
@@ -393,5 +398,29 @@ func TestHostileHTTPHarmsNobodyElse(t *testing.T) {
 				t.Fatalf("another connection: %d %q", code, text)
 			}
 		})
+	}
+}
+
+// TestReasonIsInAHeader: one word beside upstream's status and text.
+func TestReasonIsInAHeader(t *testing.T) {
+	w := newWorld(t, "resource")
+	for resource, want := range map[string]string{"because-denied": "denied", "because-not-found": "not-found", "because-unreachable": "unreachable", "because-else": "", "upstream": "", "hostile": ""} {
+		resp, err := w.http.Get("http://" + w.addr + "/cdh/resource/a/b/" + resource)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		if err != nil || resp.Body.Close() != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode != 500 || resp.Header.Get(ReasonHeader) != want || resp.Header["Content-Type"] != nil || !strings.HasPrefix(string(text), "ttrpc request error: ") {
+			t.Errorf("%s: %d %v %q", resource, resp.StatusCode, resp.Header, text)
+		}
+	}
+	w.hub.stop()
+	w.serve(t, Config{Features: "resource", CDHAddr: "unix://" + w.hub.path, wait: time.Millisecond})
+	resp, err := w.http.Get("http://" + w.addr + "/cdh/resource/a/b/c")
+	if err != nil || resp.Body.Close() != nil || resp.Header.Get(ReasonHeader) != "unreachable" {
+		t.Errorf("nobody listens: %v, %v", resp.Header, err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/sealpod/sealpod/cdh/keywrap"
 	"github.com/sealpod/sealpod/cdh/mount"
 	"github.com/sealpod/sealpod/cdh/resource"
+	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/rpc"
 )
@@ -58,11 +60,23 @@ func (s resourceService) GetResource(ctx context.Context, req *datahub.GetResour
 	s.h.count.call("GetResource", err)
 	switch {
 	case errors.Is(err, resource.ErrInit), errors.Is(err, resource.ErrUnknown):
-		return nil, fail(ctx, textKBC, err)
+		return nil, fail(ctx, textKBC, rpc.Because(err, why(err)))
 	case err != nil:
-		return nil, fail(ctx, textResource, err)
+		return nil, fail(ctx, textResource, rpc.Because(err, why(err)))
 	}
 	return &datahub.GetResourceResponse{Resource: content}, nil
+}
+
+// why says in a word why there is no resource, for who asks by HTTP.
+func why(err error) string {
+	switch {
+	case errors.Is(err, resource.ErrNotFound):
+		return rpc.NotFound
+	case errors.Is(err, rpc.ErrPeerAbsent), errors.Is(err, context.DeadlineExceeded), errors.Is(err, ttrpc.ErrClosed),
+		status.Code(err) == codes.DeadlineExceeded:
+		return rpc.Unreachable
+	}
+	return kbs.Why(err)
 }
 
 // fits returns err, or that content, which it wipes then, is too large for a
