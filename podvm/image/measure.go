@@ -17,10 +17,11 @@ import (
 // at each.
 type Measurements struct {
 	// PCR4 is of SHA-256 and holds what firmware starts: the unified kernel image
-	// and the kernel in it. It is right for firmware that starts the image as its
-	// first boot option and records that as PC Client firmware must; firmware
-	// that tries other options before records these, too.
-	PCR4 string `json:"pcr4"`
+	// and the kernel in it. The first value is for firmware that starts the image
+	// at its first attempt, the others for one that has tried one boot option more
+	// each before, such as a disk of user data, and found nothing to start there.
+	// Firmware must record all that as PC Client firmware does.
+	PCR4 [bootAttempts]string `json:"pcr4"`
 	// PCR9 is of SHA-256: initrd and command line, as the kernel records them.
 	PCR9 string `json:"pcr9"`
 	// PCR11 is of SHA-256 and holds the parts of the unified kernel image. It does
@@ -32,6 +33,9 @@ type Measurements struct {
 	RTMR2 string `json:"rtmr2"`
 }
 
+// bootAttempts is how many boot options firmware may try, the image's included.
+const bootAttempts = 4
+
 // measured are the sections that systemd's stub measures, in its order.
 // Source: systemd v257 src/fundamental/uki.c.
 var measured = []string{
@@ -40,21 +44,14 @@ var measured = []string{
 
 // Measure computes what booting a unified kernel image leaves in the registers.
 func Measure(uki []byte) (*Measurements, error) {
-	pcr4, pcr9, pcr11, rtmr2 := newRegister(crypto.SHA256), newRegister(crypto.SHA256), newRegister(crypto.SHA256), newRegister(crypto.SHA384)
+	pcr9, pcr11, rtmr2 := newRegister(crypto.SHA256), newRegister(crypto.SHA256), newRegister(crypto.SHA384)
 	kernel, err := sectionData(uki, ".linux")
 	if err != nil {
 		return nil, err
 	}
-	// TCG PC Client Platform Firmware Profile 1.06, section 8.2.4: the attempt to
-	// boot, and the end of what firmware does of its own.
-	pcr4.extend([]byte("Calling EFI Application from Boot Option"))
-	pcr4.extend([]byte{0, 0, 0, 0})
-	for _, program := range [][]byte{uki, kernel} {
-		digest, err := authenticode(program)
-		if err != nil {
-			return nil, err
-		}
-		pcr4.extendDigest(digest)
+	pcr4, err := bootRegisters(uki, kernel)
+	if err != nil {
+		return nil, err
 	}
 	for _, name := range measured {
 		data, err := sectionData(uki, name)
@@ -87,7 +84,32 @@ func Measure(uki []byte) (*Measurements, error) {
 		r.extend(utf16z(string(cmdline)))
 		r.extend(append(padTo(slices.Clone(initrd), 4), extraInitrd(osrel)...))
 	}
-	return &Measurements{PCR4: pcr4.String(), PCR9: pcr9.String(), PCR11: pcr11.String(), RTMR2: rtmr2.String()}, nil
+	return &Measurements{PCR4: pcr4, PCR9: pcr9.String(), PCR11: pcr11.String(), RTMR2: rtmr2.String()}, nil
+}
+
+// bootRegisters are the values of Measurements.PCR4.
+// Source: TCG PC Client Platform Firmware Profile 1.06, section 8.2.4; edk2
+// SecurityPkg/Tcg/Tcg2Dxe/Tcg2Dxe.c, stable202211.
+func bootRegisters(uki, kernel []byte) (out [bootAttempts]string, err error) {
+	const calling, returning = "Calling EFI Application from Boot Option", "Returning from EFI Application from Boot Option"
+	for failed := range out {
+		r := newRegister(crypto.SHA256)
+		r.extend([]byte(calling))
+		r.extend([]byte{0, 0, 0, 0}) // the end of what firmware does of its own
+		for range failed {
+			r.extend([]byte(returning))
+			r.extend([]byte(calling))
+		}
+		for _, program := range [][]byte{uki, kernel} {
+			digest, err := authenticode(program)
+			if err != nil {
+				return out, err
+			}
+			r.extendDigest(digest)
+		}
+		out[failed] = r.String()
+	}
+	return out, nil
 }
 
 // extraInitrd is the archive that systemd's stub puts behind the initrd, which
@@ -144,9 +166,9 @@ func (r *register) String() string { return hex.EncodeToString(r.value) }
 // attestation policy knows, as sealctl kbs set-reference-values takes them.
 func (m *Measurements) ReferenceValues() map[string][]string {
 	return map[string][]string{
-		"snp_pcr04": {m.PCR4}, "snp_pcr11": {m.PCR11},
-		"tdx_pcr04": {m.PCR4}, "tdx_pcr11": {m.PCR11},
-		"tpm_pcr04": {m.PCR4}, "tpm_pcr11": {m.PCR11},
+		"snp_pcr04": m.PCR4[:], "snp_pcr11": {m.PCR11},
+		"tdx_pcr04": m.PCR4[:], "tdx_pcr11": {m.PCR11},
+		"tpm_pcr04": m.PCR4[:], "tpm_pcr11": {m.PCR11},
 		"rtmr_2": {m.RTMR2},
 	}
 }

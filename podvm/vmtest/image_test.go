@@ -90,7 +90,7 @@ func imageWithTests(t *testing.T) *image.Result {
 	needImages(t)
 	testImage.Do(func() {
 		c := guest(t, "TestInImage.*")
-		testImage.Result, testImage.err = buildImage(t, "tests", installed(t), ImageTree(t, c))
+		testImage.Result, testImage.err = buildImage(t, "tests", installed(t), standIn(t), ImageTree(t, c))
 	})
 	if testImage.err != nil {
 		t.Fatal(testImage.err)
@@ -104,9 +104,15 @@ const grown = 1 << 30
 func TestImageBoots(t *testing.T) {
 	t.Parallel()
 	r := imageWithTests(t)
+	p := newPod(t)
 	vm := Start(t, Config{
-		Boot: CopyDisk(t, r.Raw, grown), TPM: NewTPM(t), Ports: []int{15150}, Memory: 2048, Timeout: 4 * time.Minute,
+		Boot: CopyDisk(t, r.Raw, grown), TPM: NewTPM(t), Ports: []int{15150}, Memory: 2048, Timeout: 6 * time.Minute, Devices: p.cdrom(),
 	})
+	if err := p.createSandbox(t.Context(), vm); err != nil {
+		t.Errorf("creating a sandbox: %v", err)
+	} else {
+		p.refusesStrangers(t, vm)
+	}
 	if err := vm.Wait(); err != nil {
 		t.Fatal(err)
 	}
@@ -122,11 +128,15 @@ func TestImageBoots(t *testing.T) {
 	}
 	zero := strings.Repeat("0", 64)
 	for pcr, want := range map[string]string{
-		"4": r.Measurements.PCR4, "9": r.Measurements.PCR9, "11": r.Measurements.PCR11, "12": zero, "13": zero,
+		"8": p.pcr8(), "9": r.Measurements.PCR9, "11": r.Measurements.PCR11, "12": zero, "13": zero,
 	} {
 		if measured[pcr] != want {
 			t.Errorf("PCR %s is %s, predicted was %s", pcr, measured[pcr], want)
 		}
+	}
+	// The firmware has tried the disk with user data, too.
+	if !slices.Contains(r.Measurements.PCR4[:], measured["4"]) {
+		t.Errorf("PCR 4 is %s, predicted was one of %s", measured["4"], r.Measurements.PCR4)
 	}
 	for line := range strings.Lines(out) {
 		if _, figure, ok := strings.Cut(line, "FIGURE "); ok {

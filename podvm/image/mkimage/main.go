@@ -127,7 +127,7 @@ func report(out io.Writer, o image.Options, r *image.Result, took time.Duration)
 	}
 	fmt.Fprintf(out, "kernel image      %s\nroot hash         %s\npackages          %s (%d)\nreference values  %s\nbuilt in          %s\n%s\n",
 		r.UKI, r.RootHash, packages, len(r.Packages), references, took.Round(100*time.Millisecond), measured)
-	fmt.Fprintf(out, "PCR 11, PCR 9 and RTMR 2 depend on the image alone; PCR 4 also on firmware that starts the image first.\n"+
+	fmt.Fprintf(out, "PCR 11, PCR 9 and RTMR 2 depend on the image alone; PCR 4 also on how many boot options firmware tries before.\n"+
 		"RTMR 0 and 1, PCR 0 to 3, 5 and 7 hold firmware and its settings: take them from a machine that runs.\n"+
 		"Load them with: sealctl kbs set-reference-values %s\n", references)
 	return nil
