@@ -23,7 +23,7 @@ func output(t *testing.T, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-func TestInImageEverythingIsUp(t *testing.T) {
+func TestInGuestImageEverythingIsUp(t *testing.T) {
 	inGuest(t)
 	if state := output(t, "/usr/bin/systemctl", "is-system-running", "--wait"); state != "running" {
 		t.Errorf("the system is %s\n%s\n%s", state, output(t, "/usr/bin/systemctl", "--failed", "--no-legend", "--plain"),
@@ -31,7 +31,7 @@ func TestInImageEverythingIsUp(t *testing.T) {
 	}
 }
 
-func TestInImageTimes(t *testing.T) {
+func TestInGuestImageTimes(t *testing.T) {
 	inGuest(t)
 	for _, name := range []string{"UserspaceTimestampMonotonic", "FinishTimestampMonotonic"} {
 		us, err := strconv.Atoi(output(t, "/usr/bin/systemctl", "show", "--value", "-p", name))
@@ -42,7 +42,7 @@ func TestInImageTimes(t *testing.T) {
 	}
 }
 
-func TestInImageMeasurements(t *testing.T) {
+func TestInGuestImageMeasurements(t *testing.T) {
 	inGuest(t)
 	for pcr := range 16 {
 		value, err := os.ReadFile(fmt.Sprintf("/sys/class/tpm/tpm0/pcr-sha256/%d", pcr))
@@ -53,7 +53,7 @@ func TestInImageMeasurements(t *testing.T) {
 	}
 }
 
-func TestInImageRootIsVerifiedAndReadOnly(t *testing.T) {
+func TestInGuestImageRootIsVerifiedAndReadOnly(t *testing.T) {
 	inGuest(t)
 	var root unix.Statfs_t
 	if err := unix.Statfs("/", &root); err != nil || root.Type != unix.SQUASHFS_MAGIC || root.Flags&unix.ST_RDONLY == 0 {
@@ -80,7 +80,7 @@ func TestInImageRootIsVerifiedAndReadOnly(t *testing.T) {
 	}
 }
 
-func TestInImageScratchTakesTheRestOfTheDisk(t *testing.T) {
+func TestInGuestImageScratchTakesTheRestOfTheDisk(t *testing.T) {
 	inGuest(t)
 	const link = "/dev/disk/by-partlabel/trusted_store"
 	if size, err := diskSize(link); err != nil || size < grown-300<<20 {
@@ -88,7 +88,7 @@ func TestInImageScratchTakesTheRestOfTheDisk(t *testing.T) {
 	}
 }
 
-func TestInImageNetworkIsConfigured(t *testing.T) {
+func TestInGuestImageNetworkIsConfigured(t *testing.T) {
 	inGuest(t)
 	output(t, "/usr/bin/systemctl", "start", "network-online.target")
 	if out := output(t, "/usr/bin/ip", "-4", "-o", "addr", "show", "scope", "global"); !strings.Contains(out, "10.0.2.15/24") {

@@ -59,7 +59,7 @@ func eventually(t *testing.T, what func() error) {
 	}
 }
 
-func TestInImagePodEveryUnitIsActive(t *testing.T) {
+func TestInGuestImagePodEveryUnitIsActive(t *testing.T) {
 	inGuest(t)
 	for _, unit := range append([]string{"process-user-data", "scratch-storage", "netns@podns"}, daemons...) {
 		eventually(t, func() error {
@@ -74,7 +74,7 @@ func TestInImagePodEveryUnitIsActive(t *testing.T) {
 	}
 }
 
-func TestInImagePodHostCreatesASandbox(t *testing.T) {
+func TestInGuestImagePodHostCreatesASandbox(t *testing.T) {
 	inGuest(t)
 	eventually(t, func() error {
 		calls, err := agenttest.ReadJournal(agentJournal)
@@ -85,7 +85,7 @@ func TestInImagePodHostCreatesASandbox(t *testing.T) {
 	})
 }
 
-func TestInImagePodTimes(t *testing.T) {
+func TestInGuestImagePodTimes(t *testing.T) {
 	inGuest(t)
 	at := map[string]float64{}
 	for _, unit := range append([]string{"process-user-data"}, daemons...) {
@@ -99,7 +99,7 @@ func TestInImagePodTimes(t *testing.T) {
 	fmt.Printf("FIGURE user data to forwarder %.2f s\n", at["agent-protocol-forwarder"]-at["process-user-data"])
 }
 
-func TestInImagePodFilesAreThere(t *testing.T) {
+func TestInGuestImagePodFilesAreThere(t *testing.T) {
 	inGuest(t)
 	for _, name := range []string{"aa.toml", "cdh.toml", "policy.rego", "apf.json", "auth.json", "initdata", "initdata.digest"} {
 		if info, err := os.Stat("/run/peerpod/" + name); err != nil || info.Size() == 0 {
@@ -108,7 +108,7 @@ func TestInImagePodFilesAreThere(t *testing.T) {
 	}
 }
 
-func TestInImagePodScratchIsEncrypted(t *testing.T) {
+func TestInGuestImagePodScratchIsEncrypted(t *testing.T) {
 	inGuest(t)
 	var st unix.Statfs_t
 	if err := unix.Statfs("/run/kata-containers/image", &st); err != nil || st.Type != unix.EXT4_SUPER_MAGIC {
@@ -124,7 +124,7 @@ func TestInImagePodScratchIsEncrypted(t *testing.T) {
 	}
 }
 
-func TestInImagePodNetworkIsThere(t *testing.T) {
+func TestInGuestImagePodNetworkIsThere(t *testing.T) {
 	inGuest(t)
 	if out := output(t, "/usr/bin/ip", "-n", "podns", "-4", "-o", "addr", "show", "dev", "eth0"); !strings.Contains(out, podAddress) {
 		t.Errorf("addresses: %s", out)
@@ -137,7 +137,7 @@ func TestInImagePodNetworkIsThere(t *testing.T) {
 const podAddress = "10.244.1.5/24"
 
 // Only the relying party and hardware are missing in this machine.
-func TestInImagePodDoctorIsContent(t *testing.T) {
+func TestInGuestImagePodDoctorIsContent(t *testing.T) {
 	inGuest(t)
 	out, err := exec.CommandContext(t.Context(), "/usr/local/bin/sealpod", "doctor", "--json").Output()
 	var exit *exec.ExitError
@@ -160,7 +160,7 @@ func TestInImagePodDoctorIsContent(t *testing.T) {
 	}
 }
 
-func TestInImagePodKilledDaemonsComeBack(t *testing.T) {
+func TestInGuestImagePodKilledDaemonsComeBack(t *testing.T) {
 	inGuest(t)
 	for _, unit := range daemons {
 		t.Run(unit, func(t *testing.T) {
@@ -185,7 +185,7 @@ func TestInImagePodKilledDaemonsComeBack(t *testing.T) {
 			fmt.Printf("FIGURE %s back after %.2f s\n", unit, time.Since(began).Seconds())
 		})
 	}
-	TestInImagePodEveryUnitIsActive(t)
-	TestInImagePodNetworkIsThere(t)
-	TestInImagePodDoctorIsContent(t)
+	TestInGuestImagePodEveryUnitIsActive(t)
+	TestInGuestImagePodNetworkIsThere(t)
+	TestInGuestImagePodDoctorIsContent(t)
 }
