@@ -3,7 +3,6 @@ package s3
 import (
 	"net/netip"
 	"net/url"
-	"regexp"
 	"strings"
 
 	"github.com/sealpod/sealpod/model/source/internal/httpsrc"
@@ -11,16 +10,29 @@ import (
 	"github.com/sealpod/sealpod/podvm/sigv4"
 )
 
-// bucketForm has what stores accept as a bucket's name, old ones of AWS and
-// those of other stores among them, and nothing that means something in a URL.
-var bucketForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$`)
+// isBucket tells whether s is what stores accept as a bucket's name, old ones of
+// AWS and those of other stores among them, and has nothing that means something
+// in a URL.
+func isBucket(s string) bool {
+	return len(s) >= 2 && len(s) <= 255 && isWord(s, "._-") && isWord(s[:1], "")
+}
 
-// hostForm has the buckets that can be part of a host name under a wildcard
+// fitsHost tells whether a bucket can be part of a host name under a wildcard
 // certificate.
-var hostForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$`)
+func fitsHost(s string) bool {
+	return len(s) >= 3 && len(s) <= 63 && isWord(s, "-") && s == strings.ToLower(s) && s[0] != '-' && s[len(s)-1] != '-'
+}
 
-// signedRegion has what stores other than AWS call a region.
-var signedRegion = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+// isSigned tells whether s is what any store calls a region.
+func isSigned(s string) bool { return len(s) >= 1 && len(s) <= 64 && isWord(s, "_-") }
+
+// isWord tells whether s has only ASCII letters, digits and what is in others.
+// Regular expressions for it cost every start of the binary 0.3 ms.
+func isWord(s, others string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(others, r)
+	})
+}
 
 // config is what the environment says about S3.
 type config struct {
@@ -97,16 +109,16 @@ func (c *config) place(env *settings.Env) error {
 	switch {
 	case c.aws && !sigv4.IsRegion(c.region):
 		return settings.Usage("environment variable AWS_DEFAULT_REGION: not an AWS region such as eu-west-1")
-	case !signedRegion.MatchString(c.region):
+	case !isSigned(c.region):
 		return settings.Usage("environment variable AWS_DEFAULT_REGION: not a region")
 	case c.accelerate && !c.aws:
 		return settings.Usage("S3_USE_ACCELERATE is for AWS, and AWS_ENDPOINT_URL is another server")
 	}
 	if c.aws {
-		c.virtual = hostForm.MatchString(c.bucket)
+		c.virtual = fitsHost(c.bucket)
 	}
 	switch {
-	case c.accelerate && !c.virtual, c.virtual && !hostForm.MatchString(c.bucket):
+	case c.accelerate && !c.virtual, c.virtual && !fitsHost(c.bucket):
 		return settings.Usage("bucket %s: not a name that can be part of a host name", c.bucket)
 	case c.virtual && !c.aws && isAddress(c.endpoint.Hostname()):
 		return settings.Usage("S3_USER_VIRTUAL_BUCKET is set, and AWS_ENDPOINT_URL has an address in place of a host name")

@@ -80,7 +80,7 @@ func (s *Source) relocate(region string, toSign bool) bool {
 		return false
 	}
 	if s.conf.aws && (!sigv4.IsRegion(region) || sigv4.DNSSuffix(region) != sigv4.DNSSuffix(s.region)) ||
-		!s.conf.aws && (!toSign || !signedRegion.MatchString(region)) {
+		!s.conf.aws && (!toSign || !isSigned(region)) {
 		return false
 	}
 	s.conf.http.Env.Log.Warn("The bucket is in another region than configured", "bucket", s.bucket, "region", podvm.Printable(region, 40))

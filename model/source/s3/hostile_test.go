@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -248,6 +249,19 @@ func TestWebIdentityBecomesACredential(t *testing.T) {
 	vars["AWS_WEB_IDENTITY_TOKEN_FILE"] = "/none"
 	if _, err := open(t, "s3://models", vars).List(t.Context()); !errors.Is(err, source.ErrRefused) {
 		t.Errorf("no token: %v", err)
+	}
+	vars["AWS_ENDPOINT_URL_STS"] = "http://sts.example"
+	if _, err := New("s3://models", environ(t, vars)); !errors.Is(err, source.ErrUsage) {
+		t.Errorf("the pod's token in clear: %v", err)
+	}
+	// A store that need not say who it is does not spare the token service that.
+	secure := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the pod's token goes to anybody") }))
+	secure.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	vars["AWS_ENDPOINT_URL_STS"], vars["S3_VERIFY_SSL"], vars["AWS_WEB_IDENTITY_TOKEN_FILE"] = secure.URL, "0", token
+	if _, err := open(t, "s3://models", vars).List(t.Context()); !errors.Is(err, source.ErrUnreachable) || !strings.Contains(podvm.Cause(err), "not trusted") {
+		t.Errorf("a token service nobody vouches for: %v", err)
 	}
 	delete(vars, "AWS_ROLE_ARN")
 	if _, err := New("s3://models", environ(t, vars)); !errors.Is(err, source.ErrUsage) || !strings.Contains(podvm.Cause(err), "no credentials") {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"sync"
 	"time"
@@ -27,17 +28,19 @@ const (
 type keys interface {
 	// get returns the credential, nil to sign nothing.
 	get(ctx context.Context) (*sigv4.Credential, error)
+	close()
 }
 
 // fixed is a credential from the environment, or none.
 type fixed struct{ cred *sigv4.Credential }
 
 func (f fixed) get(context.Context) (*sigv4.Credential, error) { return f.cred, nil }
+func (fixed) close()                                           {}
 
 // newKeys finds the credential: of the environment, or of a role that the pod's
 // token stands for. Others of AWS's places, such as instance metadata, are the
 // host's and not asked.
-func newKeys(env *settings.Env, c config, client *httpsrc.Client) (keys, error) {
+func newKeys(env *settings.Env, c config) (keys, error) {
 	if c.anonymous {
 		return fixed{}, nil
 	}
@@ -55,18 +58,44 @@ func newKeys(env *settings.Env, c config, client *httpsrc.Client) (keys, error) 
 	if file == "" || role == "" {
 		return nil, settings.Usage("no credentials for S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or awsAnonymousCredential=true for a public bucket")
 	}
-	w := &webIdentity{http: client, file: h.Path(file), role: role, session: h.Getenv("AWS_ROLE_SESSION_NAME"), url: h.Getenv("AWS_ENDPOINT_URL_STS"), now: time.Now}
+	w := &webIdentity{file: h.Path(file), role: role, session: h.Getenv("AWS_ROLE_SESSION_NAME"), now: time.Now}
 	if w.session == "" {
 		w.session = "sealpod"
 	}
-	if w.url == "" {
-		region := c.region
-		if !sigv4.IsRegion(region) {
-			return nil, settings.Usage("environment variable AWS_DEFAULT_REGION: not an AWS region, where web identities are exchanged")
-		}
-		w.url = "https://sts." + region + "." + sigv4.DNSSuffix(region) + "/"
+	var err error
+	if w.url, err = tokenService(env, c.region); err != nil {
+		return nil, err
+	}
+	// It gets the pod's token, and so has to say who it is even where the store
+	// need not.
+	conf := c.http
+	conf.Name, conf.CAFile, conf.SkipVerify = "AWS STS", "AWS_CA_BUNDLE", false
+	if w.http, err = httpsrc.New(conf); err != nil {
+		return nil, err
 	}
 	return w, nil
+}
+
+// tokenService is the address of the Security Token Service: of the region, or
+// where AWS_ENDPOINT_URL_STS says.
+func tokenService(env *settings.Env, region string) (string, error) {
+	text := env.Host.Getenv("AWS_ENDPOINT_URL_STS")
+	if text == "" {
+		if !sigv4.IsRegion(region) {
+			return "", settings.Usage("environment variable AWS_DEFAULT_REGION: not an AWS region, where web identities are exchanged")
+		}
+		return "https://sts." + region + "." + sigv4.DNSSuffix(region) + "/", nil
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Hostname() == "" || u.User != nil || u.Scheme != "https" && (u.Scheme != "http" || !isLoopback(u.Hostname())) {
+		return "", settings.Usage("environment variable AWS_ENDPOINT_URL_STS: want https://HOST[:PORT]")
+	}
+	return text, nil
+}
+
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
 }
 
 func checkCredential(c *sigv4.Credential) error {
@@ -108,6 +137,8 @@ type grant struct {
 		}
 	} `xml:"AssumeRoleWithWebIdentityResult"`
 }
+
+func (w *webIdentity) close() { w.http.Close() }
 
 func (w *webIdentity) get(ctx context.Context) (*sigv4.Credential, error) {
 	w.mu.Lock()

@@ -38,7 +38,7 @@ type Source struct {
 func New(address string, env *settings.Env) (*Source, error) {
 	rest, ok := strings.CutPrefix(address, Prefix)
 	bucket, key, _ := strings.Cut(rest, "/")
-	if !ok || !bucketForm.MatchString(bucket) {
+	if !ok || !isBucket(bucket) {
 		return nil, settings.Usage("%s: not s3://BUCKET/PREFIX", podvm.Printable(address, 200))
 	}
 	key = strings.TrimLeft(key, "/")
@@ -54,7 +54,7 @@ func New(address string, env *settings.Env) (*Source, error) {
 		return nil, err
 	}
 	s := &Source{bucket: bucket, key: key, conf: conf, http: client, region: conf.region, clock: sigv4.NewClock(time.Now)}
-	s.keys, err = newKeys(env, conf, client)
+	s.keys, err = newKeys(env, conf)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,10 @@ func New(address string, env *settings.Env) (*Source, error) {
 }
 
 // Close closes idle connections.
-func (s *Source) Close() { s.http.Close() }
+func (s *Source) Close() {
+	s.http.Close()
+	s.keys.close()
+}
 
 // String implements source.Source.
 func (s *Source) String() string { return podvm.Printable(Prefix+s.bucket+"/"+s.key, 400) }
