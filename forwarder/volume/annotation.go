@@ -46,7 +46,9 @@ type Volume struct {
 // Encrypted reports whether the data hub opens the volume.
 func (v Volume) Encrypted() bool { return v.KeyID != "" }
 
-// entry is a volume as the worker node writes it.
+// entry is a volume as the worker node writes it. Keys are taken as they are
+// written and once: to encoding/json Encrypt_Type is encrypt_type too, and the last
+// one counts, but not to the policy of kata-agent, which judges the same annotation.
 // Source: cloud-api-adaptor src/cloud-api-adaptor/pkg/util/cloud.go at fbdde756.
 type entry struct {
 	MountPoint  string `json:"mount_point"`
@@ -58,9 +60,11 @@ type entry struct {
 	KeyID       string `json:"key_id"`
 }
 
+var entryKeys = []string{"mount_point", "fs_type", "lun", "disk_id", "fs_group", "encrypt_type", "key_id"}
+
 // Parse reads the annotation: a JSON object with a volume under each name. It
-// returns them sorted by name. Keys of a volume that nobody knows are ignored; the
-// empty annotation has no volumes.
+// returns them sorted by name. Keys of a volume that nobody knows are ignored, unless
+// they are a known one in another case; the empty annotation has no volumes.
 //
 // Errors: ErrAnnotation, with the reason as its cause.
 func Parse(annotation string) ([]Volume, error) {
@@ -82,45 +86,70 @@ func parse(annotation string) ([]Volume, error) {
 	if !utf8.ValidString(annotation) {
 		return nil, errors.New("not UTF-8")
 	}
-	d := json.NewDecoder(strings.NewReader(annotation))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return nil, errors.New("not a JSON object")
-	}
 	var volumes []Volume
-	for d.More() {
-		t, err := d.Token()
-		name, ok := t.(string)
-		var raw json.RawMessage
-		if err != nil || !ok || d.Decode(&raw) != nil {
-			return nil, errors.New("malformed JSON")
-		}
+	err := members([]byte(annotation), func(name string, raw json.RawMessage) error {
 		shown := podvm.Printable(name, 64)
 		if slices.ContainsFunc(volumes, func(v Volume) bool { return v.Name == name }) {
-			return nil, fmt.Errorf("volume %q is there twice", shown)
+			return fmt.Errorf("volume %q is there twice", shown)
 		}
 		if len(volumes) == maxVolumes {
-			return nil, fmt.Errorf("more than %d volumes", maxVolumes)
+			return fmt.Errorf("more than %d volumes", maxVolumes)
 		}
 		v, err := parseEntry(name, raw)
 		if err != nil {
-			return nil, fmt.Errorf("volume %q: %w", shown, err)
+			return fmt.Errorf("volume %q: %w", shown, err)
 		}
 		volumes = append(volumes, v)
-	}
-	if _, err := d.Token(); err != nil {
-		return nil, errors.New("malformed JSON")
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something follows the JSON object")
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	slices.SortFunc(volumes, func(a, b Volume) int { return strings.Compare(a.Name, b.Name) })
 	return volumes, nil
+}
+
+// members calls f for each member of the JSON object that is all of raw.
+func members(raw []byte, f func(key string, value json.RawMessage) error) error {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return errors.New("not a JSON object")
+	}
+	for d.More() {
+		t, err := d.Token()
+		key, ok := t.(string)
+		var value json.RawMessage
+		if err != nil || !ok || d.Decode(&value) != nil {
+			return errors.New("malformed JSON")
+		}
+		if err := f(key, value); err != nil {
+			return err
+		}
+	}
+	if _, err := d.Token(); err != nil {
+		return errors.New("malformed JSON")
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something follows the JSON object")
+	}
+	return nil
 }
 
 func parseEntry(name string, raw json.RawMessage) (Volume, error) {
 	var e entry
 	if !bytes.HasPrefix(raw, []byte("{")) || json.Unmarshal(raw, &e) != nil {
 		return Volume{}, errors.New("not a JSON object of strings")
+	}
+	seen := map[string]bool{}
+	if err := members(raw, func(key string, _ json.RawMessage) error {
+		foreign := func(k string) bool { return k != key && strings.EqualFold(k, key) }
+		if seen[key] || slices.ContainsFunc(entryKeys, foreign) {
+			return fmt.Errorf("key %q is there twice or is not the key it looks like", podvm.Printable(key, 32))
+		}
+		seen[key] = true
+		return nil
+	}); err != nil {
+		return Volume{}, err
 	}
 	if !bareName(name) {
 		return Volume{}, errors.New("the name is not a bare file name of letters, digits and #+-.:=@_, or too long")
