@@ -126,7 +126,7 @@ func (f *oneshotFlags) with(do func(ctx context.Context, h *server.Hub) error) (
 	level := config.Log.Level
 	if f.progress != nil {
 		out, config.Observer = f.progress, f.progress
-		if f.progress.terminal && level == "" {
+		if f.progress.Terminal && level == "" {
 			level = "warn" // the view says the rest
 		}
 	}

@@ -145,5 +145,5 @@ var resultColors = strings.NewReplacer(
 
 // colored reports whether out is a terminal that wants colours.
 func colored(out io.Writer) bool {
-	return isTerminal(out) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	return cli.IsTerminal(out) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }

@@ -6,7 +6,7 @@
 //	attestation-agent -c /run/peerpod/aa.toml
 //
 // Exit codes: 0 done or stopped by a signal, 1 failed, 2 wrong usage; cdh-oneshot
-// fails with 101.
+// fails with 101, storage-initializer with 1 to 6 as its help says.
 package main
 
 import (
@@ -38,6 +38,7 @@ func applets() []*cobra.Command {
 		azureReady(),
 		doctorApplet(),
 		logLevelApplet(),
+		storageInitializer(),
 	}
 }
 

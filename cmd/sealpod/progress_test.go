@@ -1,10 +1,9 @@
 package main
 
 import (
-	"bytes"
-	"strings"
 	"testing"
 
+	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/imagepull"
 )
 
@@ -32,7 +31,7 @@ func TestProgressLine(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got := progressBar(tt.s, 10); got != tt.bar {
+			if got := cli.Bar(tt.s.Percent(), 10); got != tt.bar {
 				t.Errorf("bar %q, want %q", got, tt.bar)
 			}
 			if got := progressLine(tt.s); got != tt.line {
@@ -42,50 +41,12 @@ func TestProgressLine(t *testing.T) {
 	}
 }
 
-func TestNoEscapesWhereThereIsNoTerminal(t *testing.T) {
-	var b bytes.Buffer
-	v := newProgressView(&b, func(string) (string, bool) { return "xterm", true })
-	v.pull = new(imagepull.Progress)
-	v.draw()
-	v.draw()
-	if _, err := v.Write([]byte("a line of a log\n")); err != nil {
-		t.Fatal(err)
-	}
-	v.Close()
-	v.Close()
-	if strings.Contains(b.String(), "\x1b") || strings.Count(b.String(), "\n") != 3 {
-		t.Errorf("%q", b.String())
-	}
-}
-
-// What else is written takes the bar's line.
-func TestBarIsTakenOutOfTheWay(t *testing.T) {
-	var b bytes.Buffer
-	v := newProgressView(&b, func(string) (string, bool) { return "xterm", true })
-	v.terminal, v.pull = true, new(imagepull.Progress)
-	v.draw()
-	if _, err := v.Write([]byte("log\n")); err != nil {
-		t.Fatal(err)
-	}
-	v.draw()
-	v.Close()
-	lines := strings.Split(b.String(), "\r\x1b[K")
-	if len(lines) != 5 || lines[2] != "log\n" || lines[4] != "" || !strings.HasPrefix(lines[1], "[") || !strings.HasPrefix(lines[3], "[") {
-		t.Errorf("%q", lines)
-	}
-	for _, l := range lines {
-		if len(l) >= 80 {
-			t.Errorf("%q does not fit a line", l)
-		}
-	}
-}
-
 func TestBarFitsATerminal(t *testing.T) {
 	s := imagepull.Status{
 		Phase: imagepull.PhaseLayers, FetchedBytes: 123_456_789_000, TotalBytes: 234_567_890_000, LayersDone: 10, Layers: 12, Elapsed: 999,
 		Seconds: map[imagepull.Phase]float64{imagepull.PhaseLayers: 999},
 	}
-	if line := progressBar(s, barWidth) + " " + progressLine(s); len(line) >= 80 {
+	if line := cli.Bar(s.Percent(), 16) + " " + progressLine(s); len(line) >= 80 {
 		t.Errorf("%d columns: %s", len(line), line)
 	}
 }

@@ -55,8 +55,22 @@ func Run(ctx context.Context, root *cobra.Command, name string, args []string, s
 	return code(err)
 }
 
+// codeError is an error with an exit code of its own.
+type codeError struct {
+	error
+	code int
+}
+
+func (e *codeError) Unwrap() error { return e.error }
+
+// WithCode gives err an exit code of its own.
+func WithCode(err error, code int) error { return &codeError{err, code} }
+
 // code is the exit code for a command that ended with err.
 func code(err error) int {
+	if c := new(codeError); errors.As(err, &c) {
+		return c.code
+	}
 	switch e := new(panicError); {
 	case errors.Is(err, ErrUsage):
 		return ExitUsage

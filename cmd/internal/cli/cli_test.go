@@ -25,6 +25,7 @@ func TestRun(t *testing.T) {
 		"unknown command":            {t.Context(), []string{"nope"}, ExitUsage, "unknown command"},
 		"unknown flag":               {t.Context(), []string{"ok", "--nope"}, ExitUsage, "unknown flag: --nope (see --help)"},
 		"too many arguments":         {t.Context(), []string{"ok", "extra"}, ExitUsage, "see --help"},
+		"a code of its own":          {t.Context(), []string{"coded"}, 5, "prog: full\n"},
 		"tells it itself":            {t.Context(), []string{"told"}, ExitFailed, ""},
 		"command finds usage wrong":  {t.Context(), []string{"usage"}, ExitUsage, "choose one (see --help)"},
 		"upstream's, works":          {t.Context(), []string{"up", "-r", "a", "sub", "-r", "b"}, ExitOK, ""},
@@ -45,6 +46,7 @@ func TestRun(t *testing.T) {
 			}
 			add("ok", nil)
 			add("fail", errors.New("broken"))
+			add("coded", WithCode(errors.New("full"), 5))
 			add("told", fmt.Errorf("%w: broken", ErrTold))
 			add("usage", fmt.Errorf("choose one (%w)", ErrUsage))
 			var before, after string
