@@ -59,7 +59,7 @@ type Result struct {
 // ErrPinned says that the archive has other packages than those asked for.
 var ErrPinned = errors.New("the archive has not the packages of the list")
 
-// Mirror is the URL of Debian's archive at a time, as in 20261120T000000Z.
+// Mirror is the URL of Debian's archive at a time, as in 20261124T000000Z.
 func Mirror(snapshot string) string {
 	return "http://snapshot.debian.org/archive/debian/" + snapshot
 }

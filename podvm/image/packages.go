@@ -11,7 +11,7 @@ const Suite = "trixie"
 
 // Snapshot is the state of Debian's archive that images are made of unless
 // Options say otherwise, as snapshot.debian.org counts.
-const Snapshot = "20261120T000000Z"
+const Snapshot = "20261124T000000Z"
 
 // packages are what the guest runs, with all they depend on.
 var packages = []string{

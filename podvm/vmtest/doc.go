@@ -20,6 +20,9 @@
 //		Disks: []*vmtest.Disk{data},
 //	})
 //
+// A machine can boot an image of podvm/image, too, by UEFI firmware from its disk:
+// see Config.Boot and ImageTree.
+//
 // The guest is trusted with everything of the test, and with nothing of the
 // host but its disks.
 package vmtest
