@@ -1,6 +1,8 @@
 package testenv
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 )
@@ -19,6 +21,19 @@ func TestTool(t *testing.T) {
 	if got := Tool(t, "sh"); !filepath.IsAbs(got) {
 		t.Errorf("sh is at %q", got)
 	}
+	t.Run("of the module", func(t *testing.T) {
+		root := t.TempDir()
+		own := filepath.Join(root, "bin", "tools", "sealpod-own-tool")
+		deep := filepath.Join(root, "a", "b")
+		if err := errors.Join(os.MkdirAll(filepath.Dir(own), 0o755), os.MkdirAll(deep, 0o755),
+			os.WriteFile(filepath.Join(root, "go.mod"), nil, 0o600), os.WriteFile(own, nil, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		t.Chdir(deep)
+		if got := Tool(t, "sealpod-own-tool"); got != own {
+			t.Errorf("it is at %q", got)
+		}
+	})
 	t.Run("missing is a skip", func(t *testing.T) {
 		t.Setenv(RequireEnv, "")
 		t.Setenv(SkipsEnv, "")
