@@ -74,12 +74,9 @@ func beginsWith(path, magic string) (bool, error) {
 
 // isMapping reports whether mount is that of the encrypted volume called name.
 func (m *Manager) isMapping(name string, mount *mountinfo.Info) bool {
-	node := m.host.Path(mapperDir + mapperPrefix + name)
-	if mount.Source == node || mount.Source == mapperDir+mapperPrefix+name {
-		return true
-	}
+	// Not by mount.Source, which whoever mounts may choose.
 	var st unix.Stat_t
-	return unix.Stat(node, &st) == nil && int(unix.Major(st.Rdev)) == mount.Major && int(unix.Minor(st.Rdev)) == mount.Minor
+	return unix.Stat(m.host.Path(mapperDir+mapperPrefix+name), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && int(unix.Major(st.Rdev)) == mount.Major && int(unix.Minor(st.Rdev)) == mount.Minor
 }
 
 // mappings lists the volumes whose mapping exists, mounted or not, sorted.

@@ -179,6 +179,69 @@ func TestPlainIsNotEncrypted(t *testing.T) {
 	}
 }
 
+// A refused call leaves its volume attached, and detaching asks no policy. So a name
+// stays what it was first: a policy that admits it with one key must not get the
+// volume that was opened with another one, which the host may know, or a plain one.
+func TestANameStaysTheSameVolume(t *testing.T) {
+	m := newDiskMachine(t)
+	m.disk("vdb", "", 32)
+	m.disk("vdc", "", 32)
+	h := &hub{m: m}
+	c := h.serve()
+	m.attach(m.manager(c), encrypted("a", 0))
+	other := encrypted("a", 0)
+	other.KeyID = "default/public/certificate"
+	for _, detached := range []bool{false, true} {
+		mgr := m.manager(c) // of a forwarder that was started again
+		if detached {
+			mgr.DetachAll(t.Context())
+		}
+		for _, v := range []Volume{other, plain("a", 0), encrypted("a", 1)} {
+			if _, err := mgr.Attach(t.Context(), v); !errors.Is(err, ErrBusy) || podvm.Cause(err) == "" {
+				t.Errorf("%+v: %v", v, err)
+			}
+		}
+	}
+	if len(h.reqs) != 1 {
+		t.Errorf("%d requests", len(h.reqs))
+	}
+	m.nothingMounted()
+	same := encrypted("a", 0)
+	same.MountPoint = "/elsewhere" // of another container
+	m.attach(m.manager(c), same)
+}
+
+// The data hub may finish what the caller has given up.
+func TestANameStaysTheSameAfterAFailure(t *testing.T) {
+	m := newDiskMachine(t)
+	m.disk("vdb", "", 32)
+	h := &hub{m: m, fail: status.Error(codes.DeadlineExceeded, "too late")}
+	mgr := m.manager(h.serve())
+	if _, err := mgr.Attach(t.Context(), encrypted("a", 0)); err == nil {
+		t.Fatal("no error")
+	}
+	h.fail = nil
+	other := encrypted("a", 0)
+	other.KeyID = "default/public/certificate"
+	if _, err := mgr.Attach(t.Context(), other); !errors.Is(err, ErrBusy) {
+		t.Errorf("%v", err)
+	}
+	m.attach(mgr, encrypted("a", 0))
+}
+
+// A storage of the agent's may have any source.
+func TestASourceIsNotAMapping(t *testing.T) {
+	m := newDiskMachine(t)
+	m.disk("vdb", "", 32)
+	mgr := m.manager((&hub{m: m}).serve())
+	dir := m.attach(mgr, encrypted("a", 0))
+	mgr.DetachAll(t.Context())
+	m.ok(errors.Join(os.Mkdir(dir, 0o755), unix.Mount("/dev/mapper/caa-a", dir, "tmpfs", 0, "size=64k")))
+	if _, err := mgr.Attach(t.Context(), encrypted("a", 0)); !errors.Is(err, ErrBusy) {
+		t.Errorf("%v", err)
+	}
+}
+
 // The forwarder is killed; the next one finds everything.
 func TestDetachAllAfterAKill(t *testing.T) {
 	m := newDiskMachine(t)

@@ -40,8 +40,8 @@ type Config struct {
 }
 
 // Manager attaches and detaches volumes. It is safe for concurrent use: calls for
-// one volume or one disk wait for each other, others do not. It keeps nothing that
-// the mount table does not have, so another process can go on where one was killed.
+// one volume or one disk wait for each other, others do not. It keeps nothing but what
+// the mount table and /run have, so another process can go on where one was killed.
 type Manager struct {
 	host podvm.Host
 	hub  *rpc.Client
@@ -62,7 +62,9 @@ func New(cfg Config) *Manager {
 
 // Attach mounts the volume v, which comes from Parse, and returns the directory it
 // is in. A volume that is there already is left alone. A call that fails leaves
-// nothing mounted.
+// nothing mounted. Once its disk was found a name
+// stands for that disk and that key until the next boot, whatever comes of the call;
+// with others it is ErrBusy.
 //
 // An empty disk gets a file system. A plain volume is mounted so that programs and
 // device nodes on it, which may be the host's, have no privileges.
@@ -86,6 +88,10 @@ func (m *Manager) attach(ctx context.Context, v Volume) (_ string, err error) {
 		return "", err
 	}
 	defer unlock()
+	known, err := m.known(v)
+	if err != nil {
+		return "", err
+	}
 	var undo tool.Undo
 	defer func() { undo.OnError(ctx, &err) }()
 	place, err := m.place(v.Name, &undo)
@@ -93,7 +99,7 @@ func (m *Manager) attach(ctx context.Context, v Volume) (_ string, err error) {
 		return "", err
 	}
 	defer place.dir.Close()
-	if done, err := m.inPlace(v, place.path); err != nil || done {
+	if done, err := m.inPlace(v, place.path, known); err != nil || done {
 		if done {
 			m.giveGroup(v) // whoever mounted it may have been killed before that
 		}
@@ -109,6 +115,9 @@ func (m *Manager) attach(ctx context.Context, v Volume) (_ string, err error) {
 	} else {
 		defer unlock()
 	}
+	if err := m.keep(v); err != nil {
+		return "", err
+	}
 	how := "opened by the data hub"
 	if v.Encrypted() {
 		err = m.secureMount(ctx, v, disk)
@@ -123,14 +132,15 @@ func (m *Manager) attach(ctx context.Context, v Volume) (_ string, err error) {
 	return place.path, nil
 }
 
-// inPlace reports whether v is mounted on its place.
-func (m *Manager) inPlace(v Volume, path string) (bool, error) {
+// inPlace reports whether v is mounted on its place. known says that a Manager may
+// have done that.
+func (m *Manager) inPlace(v Volume, path string, known bool) (bool, error) {
 	top, err := tool.Top(path)
 	if err != nil || top == nil {
 		return false, tool.Explain("looking for the volume", err, "the mount table cannot be read")
 	}
 	switch encrypted := m.isMapping(v.Name, top); {
-	case encrypted == v.Encrypted() && (encrypted || volumeFS[top.FSType]):
+	case known && encrypted == v.Encrypted() && (encrypted || volumeFS[top.FSType]):
 		return true, nil
 	case encrypted:
 		err = errors.New("an encrypted volume is there")
