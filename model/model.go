@@ -143,7 +143,7 @@ func (r *request) fill(ctx context.Context, f *folder) error {
 	if err != nil {
 		return destination(err)
 	}
-	defer root.Close()
+	defer root.Close() //nolint:errcheck // nothing is written through it
 	for _, a := range f.archives {
 		r.Progress.enter("unpacking")
 		if err := unpack.InPlace(ctx, root, a.path, unpack.Options{StripFirst: a.stripFirst}); err != nil {

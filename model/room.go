@@ -88,7 +88,7 @@ func sweep(dir string) error {
 	if err != nil {
 		return destination(err)
 	}
-	defer root.Close()
+	defer root.Close() //nolint:errcheck // nothing is written through it
 	return fs.WalkDir(root.FS(), ".", func(p string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return destination(err)

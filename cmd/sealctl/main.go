@@ -23,7 +23,7 @@ import (
 
 // commands is everything sealctl can do.
 func commands() []*cobra.Command {
-	return []*cobra.Command{demoCommand(), relyingPartyCommand(), teeSimCommand(), kbsCommand(), imageCommand(), secretCommand(), clientCommand()}
+	return []*cobra.Command{demoCommand(), relyingPartyCommand(), teeSimCommand(), kbsCommand(), imageCommand(), modelCommand(), secretCommand(), clientCommand()}
 }
 
 func main() {

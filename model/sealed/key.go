@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/sealpod/sealpod/podvm"
@@ -102,6 +103,18 @@ func decodeKey(text []byte) (podvm.Secret, error) {
 
 // Pinned tells whether the key names the one manifest it goes with.
 func (k *Key) Pinned() bool { return k.pin != nil }
+
+// JWK returns the key as a JSON Web Key that names the manifest whose pin is
+// "sha256:HEX", or none for "". The caller wipes it.
+func (k *Key) JWK(pin string) podvm.Secret {
+	out := podvm.Secret(`{"kty":"oct","k":"`)
+	out = base64.RawURLEncoding.AppendEncode(slices.Grow(out, 256), k.root)
+	out = append(out, '"')
+	if pin != "" {
+		out = append(out, `,"manifest":"`+pin+`"`...)
+	}
+	return append(out, '}')
+}
 
 // CheckPin compares the stored bytes of a manifest with the pin, if there is
 // one. Errors: ErrPin.

@@ -29,6 +29,16 @@ func TestParseKey(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	k, err := ParseKey(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"", "sha256:" + pin} {
+		again, err := ParseKey(k.JWK(want))
+		if err != nil || !bytes.Equal(again.root, raw) || again.Pinned() != (want != "") {
+			t.Errorf("JWK with pin %q: %v", want, err)
+		}
+	}
 	for name, in := range map[string]string{
 		"nothing": "", "short": u[:40], "standard base64": base64.StdEncoding.EncodeToString(raw), "two": u + u,
 		"no JSON": "{" + u, "EC": `{"kty":"EC","k":"` + u + `"}`, "no k": `{"kty":"oct"}`,
