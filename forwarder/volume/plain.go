@@ -70,10 +70,32 @@ func (m *Manager) format(ctx context.Context, v Volume, d disk) error {
 	if v.FSType == "xfs" {
 		program, args = "mkfs.xfs", []string{"-q", d.path}
 	}
+	var undo tool.Undo
+	undo.Add(func(ctx context.Context) error { return m.unformat(ctx, v, d) })
 	if _, err := m.run.Run(ctx, nil, program, args...); err != nil {
-		return tool.Explain("making the file system", err, program+" failed on the disk")
+		err = tool.Explain("making the file system", err, program+" failed on the disk")
+		undo.OnError(ctx, &err)
+		return err
 	}
 	m.log.Info("Formatted", "volume", v.Name, "dur", time.Since(start))
+	return nil
+}
+
+// unformat takes the signature of a file system away that was not finished, on a
+// disk that had none before: mkfs.xfs begins with it, and the next call would leave
+// the disk alone.
+func (m *Manager) unformat(ctx context.Context, v Volume, d disk) error {
+	if found, err := m.run.Signature(ctx, d.path); err != nil || found != v.FSType {
+		return err
+	}
+	f, err := os.OpenFile(d.path, os.O_WRONLY|unix.O_EXCL, 0)
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, 4096), 0)
+		err = errors.Join(err, f.Sync(), f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("taking an unfinished file system off %s: %w", d.path, err)
+	}
 	return nil
 }
 

@@ -314,6 +314,38 @@ func TestCancelledWhileFormatting(t *testing.T) {
 	m.attach(mgr, plain("data", 0))
 }
 
+// mkfs.xfs leaves a signature from its beginning on. One that fails or is killed, as
+// when a caller gives up, must not keep the next call from the disk.
+func TestAnUnfinishedFileSystemIsTakenBack(t *testing.T) {
+	for name, end := range map[string]string{"it fails": "exit 1", "the caller gives up": "touch $HOST/waits; exec sleep 1000"} {
+		t.Run(name, func(t *testing.T) {
+			m := newDiskMachine(t)
+			m.disk("vdb", "", 320)
+			real := testenv.Tool(t, "mkfs.xfs")
+			script := "#!/bin/sh\nHOST=" + m.root + "\n" + real + ` "$@" || exit
+[ -e $HOST/whole ] || { dd if=/dev/zero of=$HOST/dev/vdb bs=512 seek=1 count=3 conv=notrunc 2>&1; ` + end + `; }`
+			m.ok(os.WriteFile(m.path("bin/mkfs.xfs"), []byte(script), 0o755))
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go func() {
+				for ctx.Err() == nil {
+					if _, err := os.Stat(m.path("waits")); err == nil {
+						cancel()
+					}
+					time.Sleep(time.Millisecond)
+				}
+			}()
+			v := plain("data", 0)
+			v.FSType = "xfs"
+			if _, err := m.manager(nil).Attach(ctx, v); err == nil || name == "the caller gives up" && !errors.Is(err, context.Canceled) {
+				t.Fatalf("%v", err)
+			}
+			m.write("", "whole")
+			m.attach(m.manager(nil), v)
+		})
+	}
+}
+
 func TestWithoutMkfs(t *testing.T) {
 	m := newDiskMachine(t)
 	m.disk("vdb", "", 32)
