@@ -58,6 +58,9 @@ func runTests(t *testing.T, bin string, disks []*Disk, args ...string) {
 		Files:   map[string]string{"/bin/guest.test": bin},
 		Disks:   disks,
 		Timeout: packageTime,
+		// Half of it is /tmp, where tests of commands have a copy of themselves for
+		// each applet.
+		Memory: 2048,
 	})
 	passed, problem := summary(out)
 	if problem != "" {
