@@ -44,7 +44,9 @@ test:
 
 # Tests that need a machine of their own, as for device-mapper, run in virtual
 # machines: by KVM where it works, else by emulation. Needs the Debian packages
-# qemu-system-x86, mmdebstrap, xz-utils and swtpm; bin/vm keeps what it downloads.
+# qemu-system-x86, mmdebstrap, xz-utils and swtpm, and for the machine that boots
+# the image also ovmf, xorriso and what make image asks for; bin/vm keeps what it
+# downloads.
 test-vm:
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
 	  TMPDIR=$$tmp SEALPOD_TEST_VM=1 SEALPOD_REQUIRE_TOOLS=1 $(GO) test -count=1 -v -timeout 30m -skip '^TestInGuest' ./podvm/vmtest
