@@ -29,6 +29,10 @@ const (
 	DefaultNamespace   = "/run/netns/podns"
 )
 
+// hubFile is the data hub's configuration, which says what cloud volumes the pod's
+// owner wants.
+const hubFile = "/run/peerpod/cdh.toml"
+
 const (
 	// hubTime is how long the data hub may take to take a connection.
 	hubTime = 20 * time.Second
@@ -59,6 +63,7 @@ type Config struct {
 type runner struct {
 	cfg      Config
 	file     File
+	volumes  *volume.Rules
 	count    *counters
 	server   *server
 	listener net.Listener
@@ -76,6 +81,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	for _, key := range unknown {
 		cfg.Log.Warn("The configuration has a key that nothing reads", "file", cfg.File, "key", key)
+	}
+	if r.volumes, err = volume.LoadRules(cfg.Host.Path(hubFile)); err != nil {
+		return err
 	}
 	network, err := podnet.Setup(ctx, *r.file.PodNetwork, podnet.Options{
 		Namespace: cfg.Namespace, HostInterface: cfg.HostInterface, IMDS: cfg.IMDS, Host: cfg.Host, Log: cfg.Log,
@@ -113,7 +121,7 @@ func (r *runner) serve(ctx context.Context, s *server) error {
 	defer hub.Close() //nolint:errcheck // nothing is under way any more
 	changes := intercept.New(intercept.Config{
 		Namespace: cfg.Namespace, Host: cfg.Host, Log: cfg.Log,
-		Volumes: volume.New(volume.Config{Host: cfg.Host, Hub: hub, Log: cfg.Log}),
+		Volumes: volume.New(volume.Config{Host: cfg.Host, Hub: hub, Rules: r.volumes, Log: cfg.Log}),
 	})
 	spliced := relay.New(relay.Config{Dial: agentDialer(cfg.AgentSocket), Methods: changes.Methods(), Log: cfg.Log, Metrics: relay.NewMetrics(r.count.set)})
 	s.splice, s.running = spliced.Serve, spliced.Running

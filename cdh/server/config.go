@@ -41,6 +41,9 @@ type Config struct {
 	} `config:"metrics"`
 
 	GRPC GRPC `config:"grpc"` // upstream has no such table
+	// CloudVolumes is for the forwarder, see forwarder/volume.Rules; upstream has no
+	// such table.
+	CloudVolumes map[string]any `config:"cloud_volumes"`
 
 	// WriteNothing keeps Open from writing files, credentials among them, and so
 	// from fetching those.

@@ -110,6 +110,12 @@ max_concurrent_layer_downloads_per_image = 5
 				c.Credentials = []Credential{{podvm.CDHResourceDir + "/x", "kbs:///a/b/c"}, {podvm.CDHResourceDir + "/z", "kbs:///d/e/f"}}
 			},
 		},
+		"a table of the forwarder's": {
+			file: "c.toml", text: "[kbc]\nname = \"offline_fs_kbc\"\n[cloud_volumes]\nplain = true\n",
+			want: func(c *Config) {
+				c.KBC.Name, c.CloudVolumes = "offline_fs_kbc", map[string]any{"plain": true}
+			},
+		},
 		"unknown keys are named with their line": {
 			file: "c.toml", text: "[kbc]\nname='offline_fs_kbc'\nsurprise=1\n[image]\nskip_proxy_ips='x'\n",
 			want:    func(c *Config) { c.KBC.Name = "offline_fs_kbc" },

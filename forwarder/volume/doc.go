@@ -12,8 +12,10 @@
 // volume is the host's to read and to change; the guest merely protects itself
 // and whatever is on a disk already: nothing is formatted that carries a signature,
 // cannot be read, or is in use. What must be kept from the host is an encrypted
-// volume, whose key the relying party releases; that it is asked for as one is for
-// the policy of kata-agent to say.
+// volume, whose key the relying party releases. That it is asked for as one, the owner
+// says in Rules, or in the policy of kata-agent: there a mount with a source in
+// /run/cloud-volumes has to come with the annotation that names the volume's key. A
+// name does not become another volume in between.
 //
 // Source: cloud-api-adaptor src/cloud-api-adaptor/pkg/forwarder/interceptor and
 // pkg/util/cloud.go at fbdde756.

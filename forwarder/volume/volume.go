@@ -36,17 +36,20 @@ type Config struct {
 	// Hub is the data hub. With nil there are no encrypted volumes. How long it is
 	// waited for is the client's to say.
 	Hub *rpc.Client
-	Log *slog.Logger // nil is slog.Default()
+	// Rules are the owner's. With nil all volumes are allowed.
+	Rules *Rules
+	Log   *slog.Logger // nil is slog.Default()
 }
 
 // Manager attaches and detaches volumes. It is safe for concurrent use: calls for
 // one volume or one disk wait for each other, others do not. It keeps nothing but what
 // the mount table and /run have, so another process can go on where one was killed.
 type Manager struct {
-	host podvm.Host
-	hub  *rpc.Client
-	log  *slog.Logger
-	run  tool.Runner
+	host  podvm.Host
+	hub   *rpc.Client
+	rules *Rules
+	log   *slog.Logger
+	run   tool.Runner
 
 	mu   sync.Mutex
 	held map[string]chan struct{} // closed when let go
@@ -57,7 +60,7 @@ func New(cfg Config) *Manager {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Manager{host: cfg.Host, hub: cfg.Hub, log: cfg.Log, run: tool.Runner{Host: cfg.Host}, held: map[string]chan struct{}{}}
+	return &Manager{host: cfg.Host, hub: cfg.Hub, rules: cfg.Rules, log: cfg.Log, run: tool.Runner{Host: cfg.Host}, held: map[string]chan struct{}{}}
 }
 
 // Attach mounts the volume v, which comes from Parse, and returns the directory it
@@ -69,7 +72,7 @@ func New(cfg Config) *Manager {
 // An empty disk gets a file system. A plain volume is mounted so that programs and
 // device nodes on it, which may be the host's, have no privileges.
 //
-// Errors: ErrDevice, ErrBusy, ErrForeign, ErrMissing; what the data hub says, with
+// Errors: ErrRefused, ErrDevice, ErrBusy, ErrForeign, ErrMissing; what the data hub says, with
 // its status; rpc.ErrPeerAbsent when it is not there; the cause of ctx.
 func (m *Manager) Attach(ctx context.Context, v Volume) (dir string, err error) {
 	dir, err = m.attach(ctx, v)
@@ -82,6 +85,9 @@ func (m *Manager) Attach(ctx context.Context, v Volume) (dir string, err error) 
 func (m *Manager) attach(ctx context.Context, v Volume) (_ string, err error) {
 	if !bareName(v.Name) {
 		return "", podvm.Explain(ErrAnnotation, "the cloud volume has no usable name")
+	}
+	if err := m.rules.check(v); err != nil {
+		return "", err
 	}
 	unlock, err := m.lock(ctx, "volume "+v.Name)
 	if err != nil {
