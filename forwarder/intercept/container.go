@@ -62,11 +62,14 @@ func (i *Interceptor) createContainer(ctx context.Context, payload []byte) ([]by
 
 // joinNetwork leaves one network namespace, the pod's. Upstream appends it to those
 // in the request, which policies made by genpolicy refuse; the runtimes send none.
+// The agent takes "net" for "network", as oci-spec does (youki-dev/oci-spec-rs
+// src/runtime/linux.rs at 8cab6c77).
 func (i *Interceptor) joinNetwork(linux *agent.Linux) {
-	const network = "network"
-	linux.Namespaces = slices.DeleteFunc(linux.Namespaces, func(n *agent.LinuxNamespace) bool { return n.Type == network })
-	linux.Namespaces = append(linux.Namespaces, &agent.LinuxNamespace{Type: network, Path: i.namespace})
+	linux.Namespaces = slices.DeleteFunc(linux.Namespaces, isNetwork)
+	linux.Namespaces = append(linux.Namespaces, &agent.LinuxNamespace{Type: "network", Path: i.namespace})
 }
+
+func isNetwork(n *agent.LinuxNamespace) bool { return n.Type == "network" || n.Type == "net" }
 
 // attach attaches the cloud volumes of a container and points its mounts at them.
 // Those that are attached when one fails stay, for the next try or DestroySandbox.

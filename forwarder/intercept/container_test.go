@@ -25,6 +25,7 @@ func TestOneNetworkNamespaceIsLeft(t *testing.T) {
 		"a new one":               {[]*agent.LinuxNamespace{ns("network", ""), pid}, []*agent.LinuxNamespace{pid, pods}},
 		"another":                 {[]*agent.LinuxNamespace{pid, ns("network", "/proc/1/ns/net")}, []*agent.LinuxNamespace{pid, pods}},
 		"several":                 {[]*agent.LinuxNamespace{ns("network", "a"), pid, ns("network", "b"), ns("network", netns)}, []*agent.LinuxNamespace{pid, pods}},
+		"by its other name":       {[]*agent.LinuxNamespace{ns("net", "/proc/1/ns/net"), pid, ns("net", "")}, []*agent.LinuxNamespace{pid, pods}},
 		"the pod's is there once": {[]*agent.LinuxNamespace{pods}, []*agent.LinuxNamespace{pods}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -48,7 +48,7 @@ func FuzzCreateContainer(f *testing.F) {
 		if err := proto.Unmarshal(raw, &out); err != nil {
 			t.Fatal(err)
 		}
-		kept := slices.DeleteFunc(in.OCI.Linux.Namespaces, func(n *agent.LinuxNamespace) bool { return n.Type == "network" })
+		kept := slices.DeleteFunc(in.OCI.Linux.Namespaces, func(n *agent.LinuxNamespace) bool { return n.Type == "network" || n.Type == "net" })
 		if n := len(kept); len(out.OCI.Linux.Namespaces) != n+1 || !proto.Equal(out.OCI.Linux.Namespaces[n], &agent.LinuxNamespace{Type: "network", Path: netns}) {
 			t.Errorf("namespaces %v", out.OCI.Linux.Namespaces)
 		}
