@@ -348,3 +348,18 @@ func TestAgentThatStandsStill(t *testing.T) {
 		}
 	})
 }
+
+// The time a frame may take is that of its size, wherever it is cut.
+func TestLargeFrameWhoseHeaderIsCut(t *testing.T) {
+	bubble(t, Config{Dial: absent}, func(t *testing.T, s *served, host rawEnd) {
+		f := frame(2, typeRequest, 0, make([]byte, maxBody))
+		host.send(f[:3])
+		time.Sleep(frameTime / 2)
+		host.send(f[3:100])
+		time.Sleep(frameTime)
+		host.send(f[100:])
+		if got := waitResponse(host); got.stream != 2 || got.code != codes.InvalidArgument {
+			t.Errorf("got %v", got)
+		}
+	})
+}

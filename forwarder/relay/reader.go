@@ -27,7 +27,8 @@ type reader struct {
 	buf        []byte
 	start, end int       // of what is read in buf and not given out
 	large      *[]byte   // the frame given out last, if it did not fit buf
-	limit      time.Time // when the frame that has begun must be complete
+	began      time.Time // when the frame did whose end is not there, or zero
+	limit      time.Time // when it must be complete
 	armed      time.Time // the read deadline, which is left standing between frames
 }
 
@@ -48,7 +49,7 @@ func (r *reader) next() ([]byte, error) {
 		switch {
 		case whole > 0:
 			r.start += whole
-			r.limit = time.Time{}
+			r.began = time.Time{}
 			return have[:whole], nil
 		case size > headerSize+maxBody:
 			return nil, r.discard(getHeader(have))
@@ -86,7 +87,7 @@ func (r *reader) readLarge(size int) ([]byte, error) {
 		}
 		at += n
 	}
-	r.limit = time.Time{}
+	r.began = time.Time{}
 	return frame, nil
 }
 
@@ -102,7 +103,7 @@ func (r *reader) discard(h header) error {
 		}
 		left -= int64(n)
 	}
-	r.limit = time.Time{}
+	r.began = time.Time{}
 	return &tooLargeError{h}
 }
 
@@ -143,9 +144,10 @@ func (r *reader) read(p []byte, size int) (int, error) {
 // earlier one that still stands will do: what it interrupts goes on. So frames
 // that come in pieces do not each pay for two deadlines.
 func (r *reader) arm(size int) error {
-	if r.limit.IsZero() {
-		r.limit = time.Now().Add(frameTime + time.Duration(size)*time.Second/frameRate)
+	if r.began.IsZero() {
+		r.began = time.Now()
 	}
+	r.limit = r.began.Add(frameTime + time.Duration(size)*time.Second/frameRate)
 	if !r.armed.IsZero() && !r.armed.After(r.limit) {
 		return nil
 	}
