@@ -4,7 +4,11 @@ import (
 	"errors"
 	"net"
 	"syscall"
+	"time"
 )
+
+// farewellTime is how long an agent that reads no more may still answer.
+const farewellTime = 5 * time.Second
 
 // agent is one connection to the agent.
 type agent struct {
@@ -13,12 +17,14 @@ type agent struct {
 	out     writer
 	release func() // stops closing it when the session ends
 
+	farewell *time.Timer // of the writer's mu: closes it, if it reads no more
+
 	// Of the session's mu:
 
-	// streams has the calls that are open there, by their numbers on this side. A call that was held back comes after others that the host made
-	// later, and Go's ttrpc server refuses a number that is lower than another
-	// was, so the numbers on this side are of their own: 1, 3, 5, … as calls are
-	// sent.
+	// streams has the calls that are open there, by their numbers on this side.
+	// A call that was held back comes after others that the host made later, and
+	// Go's ttrpc server refuses a number that is lower than another was, so the
+	// numbers on this side are of their own: 1, 3, 5, … as calls are sent.
 	streams map[uint32]caller
 	last    uint32
 }
@@ -29,11 +35,10 @@ type caller struct {
 	timed bool   // it gave a deadline
 }
 
-// newAgent starts reading from conn.
+// newAgent returns an agent from which nothing is read yet.
 func (s *session) newAgent(conn net.Conn) *agent {
 	a := &agent{s: s, in: newReader(conn, agentBuffer), out: newWriter(conn), streams: map[uint32]caller{}}
 	a.release = s.closeWith(conn)
-	s.owned.Go(a.run)
 	return a
 }
 
@@ -62,12 +67,20 @@ func (a *agent) run() {
 			a.lost(err)
 			return
 		default:
-			a.s.mu.Lock()
-			pass := a.sort(frames)
-			a.s.mu.Unlock()
-			a.s.answer(pass)
+			a.pass(frames)
 		}
 	}
+}
+
+// pass passes frames to the host. Its writer is held from where streams end, so
+// that nobody answers before the agent's answer for a stream that has ended.
+func (a *agent) pass(frames []byte) {
+	a.s.out.mu.Lock()
+	defer a.s.out.mu.Unlock()
+	a.s.mu.Lock()
+	frames = a.sort(frames)
+	a.s.mu.Unlock()
+	a.s.toHost(frames)
 }
 
 // sort renumbers the frames that belong to a stream and moves them together.
@@ -103,6 +116,8 @@ func (a *agent) finish(number, host uint32) {
 
 // refuse answers the host for a frame of the agent that was too large.
 func (a *agent) refuse(large *tooLargeError) {
+	a.s.out.mu.Lock()
+	defer a.s.out.mu.Unlock()
 	a.s.mu.Lock()
 	c, ok := a.streams[large.stream]
 	if ok {
@@ -110,7 +125,8 @@ func (a *agent) refuse(large *tooLargeError) {
 	}
 	a.s.mu.Unlock()
 	if ok {
-		a.s.fail(c.host, large)
+		a.s.relay.metrics.failed.Add(1)
+		a.s.toHost(appendAnswer(nil, c.host, large))
 	}
 }
 
@@ -126,7 +142,14 @@ func (a *agent) lost(err error) {
 	s := a.s
 	a.out.conn.Close()
 	a.release()
+	// Whoever is writing takes back first what was not sent.
+	a.out.mu.Lock()
+	if a.farewell != nil {
+		a.farewell.Stop()
+	}
 	var answers []byte
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
 	s.mu.Lock()
 	a.leave()
 	n := len(a.streams)
@@ -136,13 +159,14 @@ func (a *agent) lost(err error) {
 	}
 	a.streams = nil
 	s.mu.Unlock()
+	a.out.mu.Unlock()
 	if s.ctx.Err() != nil {
 		return
 	}
 	s.relay.metrics.lost.Add(1)
 	s.relay.metrics.failed.Add(uint64(n))
 	s.log.Warn("Agent connection lost", "calls", n, "err", err)
-	s.answer(answers)
+	s.toHost(answers)
 }
 
 // sendAny is send of frames that may be none.
@@ -157,22 +181,26 @@ func (a *agent) sendAny(frames []byte) []*call {
 // returns the calls of which not a byte can have reached it, to be submitted
 // again; the others fail when its connection ends. The writer is held.
 func (a *agent) send(frames []byte) []*call {
+	began := time.Now()
 	sent, err := a.out.send(frames)
 	if err == nil {
 		return nil
 	}
-	if !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
-		a.out.conn.Close() // else there may be answers left to read
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		// There may be answers left to read, and then the end.
+		a.farewell = time.AfterFunc(farewellTime, func() { a.out.conn.Close() })
+	} else {
+		a.out.conn.Close()
 	}
 	a.s.mu.Lock()
 	defer a.s.mu.Unlock()
 	a.leave()
-	return a.takeBack(frames, sent)
+	return a.takeBack(frames, sent, began)
 }
 
-// takeBack makes calls again of the requests beyond the first sent bytes. mu is
-// held.
-func (a *agent) takeBack(frames []byte, sent int) []*call {
+// takeBack makes calls again of the requests beyond the first sent bytes, whose
+// time runs since they began to be sent. mu is held.
+func (a *agent) takeBack(frames []byte, sent int, began time.Time) []*call {
 	var back []*call
 	calls := map[uint32]*call{}
 	for at := 0; at < len(frames); {
@@ -195,7 +223,7 @@ func (a *agent) takeBack(frames []byte, sent int) []*call {
 		req, _ := parseRequest(body)
 		number := h.stream
 		h.stream = was.host
-		c := newCall(h, body, req, nil)
+		c := newCall(h, body, req, nil, began)
 		if st := a.s.open[was.host]; st != nil {
 			st.call = c
 		}

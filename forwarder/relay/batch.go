@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"time"
+
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -93,7 +95,7 @@ func (b *batch) request(h header, body []byte) (number uint32, pass bool) {
 
 // hold holds a call back.
 func (b *batch) hold(h header, body []byte, req request, method Method) {
-	c := newCall(h, body, req, method)
+	c := newCall(h, body, req, method, time.Now())
 	if err := b.room(c, len(c.body)); err != nil {
 		delete(b.open, h.stream)
 		b.refuse(h, err)

@@ -34,8 +34,7 @@ type call struct {
 	dropped bool   // answered already
 }
 
-func newCall(h header, body []byte, req request, method Method) *call {
-	now := time.Now()
+func newCall(h header, body []byte, req request, method Method, now time.Time) *call {
 	c := &call{host: h.stream, flags: h.flags, body: append([]byte(nil), body...), method: method}
 	if method != nil {
 		req, _ = parseRequest(c.body) // cannot fail now; the payload is the copy's

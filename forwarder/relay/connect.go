@@ -137,6 +137,7 @@ func (s *session) adopt(conn net.Conn) bool {
 	defer a.out.mu.Unlock()
 	s.mu.Lock()
 	s.agent = a
+	s.owned.Go(a.run) // now that lost finds it in its place
 	for s.agent == a && len(s.waiting) > 0 {
 		c := s.waiting[0]
 		s.waiting = s.waiting[1:]

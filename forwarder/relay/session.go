@@ -32,6 +32,7 @@ type session struct {
 	in  *reader // of the host; Serve's goroutine alone
 	out writer  // to the host
 
+	// The order of locks: the agent's writer, the host's, mu.
 	mu         sync.Mutex
 	agent      *agent             // nil when there is none
 	last       uint32             // the highest stream the host has opened
@@ -64,7 +65,6 @@ func newSession(ctx context.Context, r *Relay, host net.Conn) *session {
 // running is what the session adds to Relay.Running.
 func (s *session) running() int {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	n := s.held
 	if s.agent != nil {
 		for _, c := range s.agent.streams {
@@ -73,6 +73,12 @@ func (s *session) running() int {
 			}
 		}
 	}
+	s.mu.Unlock()
+	// An answer is written under the lock under which its call has ended.
+	if !s.out.mu.TryLock() {
+		return n + 1
+	}
+	s.out.mu.Unlock()
 	return n
 }
 
@@ -137,14 +143,21 @@ func (s *session) refuse(large *tooLargeError) {
 
 // answer sends answers of the relay itself to the host.
 func (s *session) answer(frames []byte) {
-	if len(frames) > 0 {
-		s.toHost(frames)
+	if len(frames) == 0 {
+		return
 	}
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	s.toHost(frames)
 }
 
-// toHost sends frames to the host; if that fails, the session ends.
+// toHost sends frames, which may be none, to the host; if that fails, the session
+// ends. The writer is held.
 func (s *session) toHost(frames []byte) {
-	if err := s.out.write(frames); err != nil {
+	if len(frames) == 0 {
+		return
+	}
+	if _, err := s.out.send(frames); err != nil {
 		s.end(err)
 		return
 	}

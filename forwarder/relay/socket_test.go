@@ -79,7 +79,11 @@ func TestSocketMakesFewWritesOfALargeFrame(t *testing.T) {
 	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // 1 MiB, 64 records
 	errs := make(chan error, 1)
 	count.writes = 0
-	go func() { errs <- w.write(want); s.Close() }()
+	go func() {
+		_, err := w.send(want)
+		errs <- err
+		s.Close()
+	}()
 	got := new(bytes.Buffer)
 	if _, err := got.ReadFrom(c); err != nil || !bytes.Equal(got.Bytes(), want) {
 		t.Fatalf("got %d bytes, %v", got.Len(), err)
@@ -95,7 +99,7 @@ func TestSocketsPeerThatDoesNotReadIsCutOff(t *testing.T) {
 		client, server := net.Pipe()
 		c, s := secure(t, client, NewSocket(server))
 		w := newWriter(s)
-		if err := w.write(make([]byte, 1<<20)); !errors.Is(err, ErrNotReading) {
+		if _, err := w.send(make([]byte, 1<<20)); !errors.Is(err, ErrNotReading) {
 			t.Errorf("got %v", err)
 		}
 		c.Close()

@@ -28,7 +28,7 @@ func TestTakeBack(t *testing.T) {
 		frame(7, typeRequest, 0, body("D")), // failed already
 		frame(9, typeRequest, 0, body("E")),
 	)
-	back := a.takeBack(frames, len(arrived)-1)
+	back := a.takeBack(frames, len(arrived)-1, time.Now())
 	if len(back) != 2 || back[0].host != 15 || back[1].host != 19 || string(back[1].body) != string(body("E")) {
 		t.Fatalf("got %v", back)
 	}

@@ -62,11 +62,3 @@ func (w *writer) steps(p []byte) (sent int, err error) {
 		}
 	}
 }
-
-// write is send for those who do not hold mu.
-func (w *writer) write(p []byte) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	_, err := w.send(p)
-	return err
-}
