@@ -64,7 +64,8 @@ var entryKeys = []string{"mount_point", "fs_type", "lun", "disk_id", "fs_group",
 
 // Parse reads the annotation: a JSON object with a volume under each name. It
 // returns them sorted by name. Keys of a volume that nobody knows are ignored, unless
-// they are a known one in another case; the empty annotation has no volumes.
+// they are a known one in another case. No two are at the same mount point. The
+// empty annotation has no volumes.
 //
 // Errors: ErrAnnotation, with the reason as its cause.
 func Parse(annotation string) ([]Volume, error) {
@@ -98,6 +99,11 @@ func parse(annotation string) ([]Volume, error) {
 		v, err := parseEntry(name, raw)
 		if err != nil {
 			return fmt.Errorf("volume %q: %w", shown, err)
+		}
+		// The last would win, and hide one that a policy wants there.
+		at := path.Clean(v.MountPoint)
+		if i := slices.IndexFunc(volumes, func(o Volume) bool { return path.Clean(o.MountPoint) == at }); i >= 0 {
+			return fmt.Errorf("volumes %q and %q both belong at %s", volumes[i].Name, shown, podvm.Printable(at, 64))
 		}
 		volumes = append(volumes, v)
 		return nil

@@ -58,6 +58,7 @@ func refused() map[string][2]string {
 		"not UTF-8":           {"{\"\xff\":{}}", "not UTF-8"},
 		"too long":            {entry("a", `,"disk_id":"`+strings.Repeat("x", maxAnnotation)+`"`), "longer than"},
 		"a name twice":        {`{"a":{"mount_point":"/data","lun":"0"},"a":{"mount_point":"/data","lun":"1"}}`, "twice"},
+		"a place twice":       {`{"a":{"mount_point":"/data","lun":"0","encrypt_type":"luks2","key_id":"a/b/c"},"b":{"mount_point":"/x/../data/","lun":"1"}}`, "both belong at"},
 		"no object":           {`{"a":"b"}`, "not a JSON object of strings"},
 		"null for a volume":   {`{"a":null}`, "not a JSON object of strings"},
 		"a number":            {`{"a":{"mount_point":"/data","lun":0}}`, "not a JSON object of strings"},
@@ -79,7 +80,7 @@ func refused() map[string][2]string {
 	}
 	many := make([]string, maxVolumes+1)
 	for i := range many {
-		many[i] = fmt.Sprintf(`"v%d":{"mount_point":"/data","lun":"0"}`, i)
+		many[i] = fmt.Sprintf(`"v%d":{"mount_point":"/data/%d","lun":"0"}`, i, i)
 	}
 	m["too many"] = [2]string{"{" + strings.Join(many, ",") + "}", "more than 64 volumes"}
 	for _, name := range []string{"", ".", "..", ".hidden", "a/b", "/a", "../a", "-a", "a b", "a\nb", "ä", strings.Repeat("n", maxName+1)} {
