@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/sealpod/sealpod/model/fetch"
@@ -90,7 +91,7 @@ func (r *request) list(ctx context.Context) error {
 		}
 		in.Source = src
 		if in.objects, err = src.List(ctx); err != nil {
-			return fmt.Errorf("listing %s: %w", src, err)
+			return about(src.String(), fmt.Errorf("listing: %w", err))
 		}
 		in.findManifest()
 		r.Log.Info("Listed", "source", src.String(), "objects", len(in.objects), "sealed", in.manifest != nil)
@@ -137,6 +138,11 @@ func (r *request) fill(ctx context.Context, f *folder) error {
 		return nil
 	}
 	if err := f.out.Fetch(ctx, f.files, r.workers); err != nil {
+		for _, file := range f.files {
+			if podvm.Cause(err) != "" && strings.HasPrefix(err.Error(), file.Path+": ") {
+				return about(podvm.Printable(file.Path, 200), err)
+			}
+		}
 		return err
 	}
 	root, err := os.OpenRoot(f.dir)
@@ -152,6 +158,15 @@ func (r *request) fill(ctx context.Context, f *folder) error {
 		r.Log.Info("Unpacked", "archive", a.path, "dest", f.dir)
 	}
 	return nil
+}
+
+// about adds what err is about to its cause, if it has one, and to its text.
+func about(what string, err error) error {
+	cause := podvm.Cause(err)
+	if cause == "" {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return podvm.Explain(err, what+": "+cause)
 }
 
 // close ends what was opened and forgets the key.

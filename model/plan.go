@@ -67,7 +67,7 @@ func (r *request) plan(ctx context.Context) ([]folder, error) {
 		f := &folders[at[in.dest]]
 		p, err := r.planInput(ctx, in)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", in, err)
+			return nil, about(in.String(), err)
 		}
 		if err := taken.add(in.dest, p); err != nil {
 			return nil, err
@@ -155,11 +155,8 @@ func (r *request) planSealed(ctx context.Context, in *input) (*planned, error) {
 		return nil, err
 	}
 	r.Log.Info("Opened the manifest", "source", in.String(), "model", podvm.Printable(m.Name, 256), "created", m.Created, "files", len(m.Files),
-		"bytes", m.Total(), "pinned", k.Pinned(), "ignored", max(len(in.objects)-1-len(m.Files), 0))
-	objects := make(map[string]source.Object, len(in.objects))
-	for _, o := range in.objects {
-		objects[o.Path] = o
-	}
+		"bytes", m.Total(), "pinned", k.Pinned(), "unlisted", Unlisted(in.objects, m))
+	objects := byPath(in.objects)
 	p := &planned{}
 	for _, f := range m.Files {
 		if !r.wanted(f.Path) {

@@ -31,6 +31,25 @@ func readManifest(ctx context.Context, src source.Source, o source.Object) ([]by
 	return stored, nil
 }
 
+func byPath(objects []source.Object) map[string]source.Object {
+	out := make(map[string]source.Object, len(objects))
+	for _, o := range objects {
+		out[o.Path] = o
+	}
+	return out
+}
+
+// Unlisted counts the objects beside a manifest that it does not list. They are
+// not of the model and nobody takes notice of them.
+func Unlisted(objects []source.Object, m *sealed.Manifest) int {
+	rest := byPath(objects)
+	delete(rest, sealed.ManifestObject)
+	for _, f := range m.Files {
+		delete(rest, f.Object)
+	}
+	return len(rest)
+}
+
 // sealedFile is how to fetch a file of a manifest. Errors: sealed.ErrIntegrity
 // when its object is not there.
 func sealedFile(k *sealed.Key, m *sealed.Manifest, f sealed.File, objects map[string]source.Object) (fetch.File, error) {

@@ -41,7 +41,7 @@ func OpenStored(ctx context.Context, address string, host podvm.Host, log *slog.
 	s := &Stored{Source: in.Source}
 	if in.objects, err = in.List(ctx); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("listing %s: %w", in.Source, err)
+		return nil, about(in.String(), fmt.Errorf("listing: %w", err))
 	}
 	s.Objects = in.objects
 	if in.findManifest(); in.manifest == nil {
@@ -61,7 +61,7 @@ func (s *Stored) Close() {
 	}
 }
 
-// Open opens the manifest. Errors: source.ErrNotFound when there is none, those of
+// OpenManifest opens the manifest. Errors: source.ErrNotFound when there is none, those of
 // sealed.OpenManifest.
 func (s *Stored) OpenManifest(k *sealed.Key) (*sealed.Manifest, error) {
 	if s.Manifest == nil {
@@ -74,10 +74,7 @@ func (s *Stored) OpenManifest(k *sealed.Key) (*sealed.Manifest, error) {
 // many of them are done, in several goroutines at once. Errors: sealed.ErrIntegrity
 // with the file's name, those of the source.
 func (s *Stored) Verify(ctx context.Context, k *sealed.Key, m *sealed.Manifest, progress func(int64)) error {
-	objects := make(map[string]source.Object, len(s.Objects))
-	for _, o := range s.Objects {
-		objects[o.Path] = o
-	}
+	objects := byPath(s.Objects)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for _, f := range m.Files {
@@ -100,7 +97,7 @@ func (s *Stored) Verify(ctx context.Context, k *sealed.Key, m *sealed.Manifest, 
 
 // verify reads one object.
 func (s *Stored) verify(ctx context.Context, f fetch.File, progress func(int64)) error {
-	body, err := s.Source.Open(ctx, f.Object, 0, -1)
+	body, err := s.Open(ctx, f.Object, 0, -1)
 	if err != nil {
 		return err
 	}

@@ -139,7 +139,7 @@ manifest does not list are counted; a pod takes no notice of them.`,
 				return hinted(err)
 			}
 			c.stop()
-			extra := unlisted(s, m)
+			extra := model.Unlisted(s.Objects, m)
 			if json {
 				return printJSON(cmd, struct {
 					OK       bool   `json:"ok"`
@@ -161,21 +161,6 @@ manifest does not list are counted; a pod takes no notice of them.`,
 	cmd.Flags().StringVar(&key, "key-file", "", "`file` with the model's key (required)")
 	cmd.Flags().BoolVar(&json, "json", false, "print the result as JSON")
 	return cmd
-}
-
-// unlisted counts the objects that m does not list.
-func unlisted(s *model.Stored, m *sealed.Manifest) int {
-	listed := map[string]bool{sealed.ManifestObject: true}
-	for _, f := range m.Files {
-		listed[f.Object] = true
-	}
-	n := 0
-	for _, o := range s.Objects {
-		if !listed[o.Path] {
-			n++
-		}
-	}
-	return n
 }
 
 func modelKey() *cobra.Command {

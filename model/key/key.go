@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -158,7 +159,7 @@ func ask(ctx context.Context, tr *http.Transport, target, id string) (secret pod
 		}
 		return secret, false, nil
 	}
-	text, _ := podvm.ReadMax(resp.Body, maxText) // it only explains
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxText)) // it only explains
 	return refusal(resp, id, podvm.Printable(string(text), 600))
 }
 

@@ -19,6 +19,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/sealpod/sealpod/model/source"
 	"github.com/sealpod/sealpod/model/source/internal/listing"
@@ -121,7 +122,7 @@ func object(path string, info fs.FileInfo) source.Object {
 
 // Open implements source.Source.
 func (s *Source) Open(_ context.Context, o source.Object, off, n int64) (io.ReadCloser, error) {
-	f, err := s.root.Open(o.Path)
+	f, err := s.root.OpenFile(o.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would make it wait
 	if err != nil {
 		return nil, s.explain(err)
 	}
