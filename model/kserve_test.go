@@ -157,7 +157,10 @@ func (r resources) check(t *testing.T) {
 func readable(t *testing.T, address string) {
 	t.Helper()
 	env, err := settings.Load(podvm.Host{LookupEnv: func(name string) (string, bool) {
-		return "true", name == "awsAnonymousCredential"
+		if name == "awsAnonymousCredential" {
+			return "true", true
+		}
+		return "", false
 	}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
