@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -155,8 +156,11 @@ func parseAnchors(text []byte) (*x509.CertPool, error) {
 	for n := 0; ; n++ {
 		var block *pem.Block
 		if block, text = pem.Decode(text); block == nil {
-			if n == 0 {
+			switch {
+			case n == 0:
 				return nil, errors.New("no PEM block in it")
+			case bytes.Contains(text, []byte("-----BEGIN ")):
+				return nil, fmt.Errorf("PEM block %d is cut off or malformed", n+1)
 			}
 			return pool, nil
 		}

@@ -158,6 +158,7 @@ func TestTLSIsRefused(t *testing.T) {
 		"CA is cut": {change: func(f *File) {
 			f.ClientCA = text{[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")}
 		}, is: ErrConfig, text: "certificate 1"},
+		"CA ends early":          {change: func(f *File) { f.ClientCA = text{[]byte(string(auto.client.cert) + string(auto.client.cert[:100]))} }, is: ErrConfig, text: "cut off"},
 		"CA is many":             {change: func(f *File) { f.ClientCA = text{[]byte(strings.Repeat(string(auto.client.cert), maxAnchors+1))} }, is: podvm.ErrTooLarge},
 		"no such CA file":        {flags: TLS{CAFile: filepath.Join(dir, "none")}, is: fs.ErrNotExist},
 		"no such pair":           {flags: TLS{CertFile: filepath.Join(dir, "none"), KeyFile: filepath.Join(dir, "none")}, is: fs.ErrNotExist},
