@@ -85,6 +85,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if r.volumes, err = volume.LoadRules(cfg.Host.Path(hubFile)); err != nil {
 		return err
 	}
+	if r.volumes != nil {
+		cfg.Log.Info("Cloud volumes are limited", "file", hubFile, "keys", len(r.volumes.Keys), "plain", r.volumes.Plain)
+	}
 	network, err := podnet.Setup(ctx, *r.file.PodNetwork, podnet.Options{
 		Namespace: cfg.Namespace, HostInterface: cfg.HostInterface, IMDS: cfg.IMDS, Host: cfg.Host, Log: cfg.Log,
 	})

@@ -9,7 +9,8 @@
 // Trust: the requests come from the worker node and are hostile. The agent's
 // policy judges them after the change; what happens here happens before, so it is
 // kept to what a hostile node gains nothing by: files and directories are made in
-// the runtime's own places only, and empty. Fields that are not changed, known or
+// the runtime's own places only, and empty; volumes are attached as the owner's
+// volume.Rules have it, under names that stay theirs. Fields that are not changed, known or
 // not, reach the agent with the values they had.
 //
 // Source: cloud-api-adaptor
