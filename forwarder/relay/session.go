@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"time"
 )
 
 // Limits of one host connection. Beyond them calls fail with ResourceExhausted;
@@ -90,6 +91,7 @@ func (s *session) closeWith(c net.Conn) (stop func()) {
 	s.owned.Add(1)
 	after := context.AfterFunc(s.ctx, func() {
 		defer s.owned.Done()
+		_ = c.SetWriteDeadline(time.Now()) // what TLS writes of its own accord delays Close
 		c.Close()
 	})
 	return func() {

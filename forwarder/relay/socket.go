@@ -3,6 +3,7 @@ package relay
 import (
 	"net"
 	"sync"
+	"time"
 )
 
 const (
@@ -27,6 +28,8 @@ type Socket struct {
 	start, end int
 	arrived    int // bytes since readMore
 	noWait     bool
+
+	limit limit // of Conn's writes, of which some are those of TLS itself
 
 	mu     sync.Mutex // of what follows
 	corked *[]byte    // records that wait for their like, nil if they do not
@@ -102,12 +105,16 @@ func (s *Socket) readMore(conn net.Conn, p []byte, got int) (read int) {
 	return read
 }
 
+// SetWriteDeadline implements net.Conn. Until it is called, each write has a time
+// of its own.
+func (s *Socket) SetWriteDeadline(at time.Time) error { return s.limit.fix(s.Conn, at) }
+
 // Write implements net.Conn.
 func (s *Socket) Write(p []byte) (written int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.corked == nil {
-		return s.Conn.Write(p)
+		return s.send(p)
 	}
 	for {
 		n := copy((*s.corked)[s.filled:], p[written:])
@@ -142,7 +149,15 @@ func (s *Socket) uncork() error {
 
 // flush writes what waits. mu is held.
 func (s *Socket) flush() error {
-	_, err := s.Conn.Write((*s.corked)[:s.filled])
+	_, err := s.send((*s.corked)[:s.filled])
 	s.filled = 0
 	return err
+}
+
+// send writes p in its time. mu is held.
+func (s *Socket) send(p []byte) (int, error) {
+	if err := s.limit.arm(s.Conn); err != nil {
+		return 0, err
+	}
+	return s.Conn.Write(p)
 }

@@ -25,8 +25,39 @@ var ErrNotReading = errors.New("the peer does not read")
 type writer struct {
 	mu     sync.Mutex
 	conn   net.Conn
-	socket *Socket   // under conn, or nil
-	armed  time.Time // the write deadline, which is left standing
+	socket *Socket // under conn, or nil
+	limit  limit   // of conn, if there is no socket
+}
+
+// limit is the write deadline of a connection, which is left standing between
+// writes.
+type limit struct {
+	mu    sync.Mutex
+	at    time.Time
+	fixed bool
+}
+
+// fix sets a deadline that stays.
+func (l *limit) fix(conn net.Conn, at time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fixed = true
+	return conn.SetWriteDeadline(at)
+}
+
+// arm gives a write its time.
+func (l *limit) arm(conn net.Conn) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if l.fixed || l.at.Sub(now) >= writeTime/2 {
+		return nil
+	}
+	l.at = now.Add(writeTime)
+	if err := conn.SetWriteDeadline(l.at); err != nil {
+		return fmt.Errorf("setting a deadline: %w", err)
+	}
+	return nil
 }
 
 func newWriter(conn net.Conn) writer { return writer{conn: conn, socket: socketUnder(conn)} }
@@ -50,10 +81,9 @@ func (w *writer) send(p []byte) (sent int, err error) {
 // steps writes p, each part in its time.
 func (w *writer) steps(p []byte) (sent int, err error) {
 	for {
-		if now := time.Now(); w.armed.Sub(now) < writeTime/2 {
-			w.armed = now.Add(writeTime)
-			if err := w.conn.SetWriteDeadline(w.armed); err != nil {
-				return sent, fmt.Errorf("setting a deadline: %w", err)
+		if w.socket == nil {
+			if err := w.limit.arm(w.conn); err != nil {
+				return sent, err
 			}
 		}
 		n, err := w.conn.Write(p[sent:min(len(p), sent+writeStep)])
