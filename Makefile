@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X github.com/sealpod/sealpod/podvm.version=$(VERSION)
 # The race detector needs a C compiler; everything else here does not.
 RACE := $(if $(shell command -v $(shell $(GO) env CC)),-race,)
 
-.PHONY: build install demo test test-vm image lint fuzz bench proto clean
+.PHONY: build install demo test test-vm image initializer-image lint fuzz bench proto clean
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sealpod ./cmd/sealctl
 
@@ -60,6 +60,12 @@ image:
 	@rm -rf $(IMAGE)/tree && mkdir -p $(IMAGE)
 	@$(MAKE) --no-print-directory install DESTDIR=$(IMAGE)/tree
 	@$(GO) run ./podvm/image/mkimage --cache $(IMAGE)/cache --tree $(IMAGE)/tree --out $(IMAGE)/podvm --qcow2 $(ARGS)
+
+# The image of the storage initializer, which KServe runs in pods with a model, as an
+# OCI layout, or anywhere else: make initializer-image TO=registry.example/initializer:1
+TO ?= oci:$(CURDIR)/bin/storage-initializer:latest
+initializer-image: build
+	bin/sealctl model image $(TO) --binary bin/sealpod
 
 GOLANGCI_LINT := v2.15.0
 lint: $(TOOLS)/golangci-lint

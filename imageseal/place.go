@@ -93,3 +93,18 @@ func parsePlace(text string, a Access) (place, error) {
 	}
 	return registryPlace{ref: ref, insecure: a.Insecure}, nil
 }
+
+// Publish stores an image under a reference, and returns its digest. Errors:
+// ErrReference, and those of the registry or the file system.
+func Publish(ctx context.Context, to string, img v1.Image, a Access) (v1.Hash, error) {
+	p, err := parsePlace(to, a)
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	e := entity{image: img}
+	digest, err := e.digest()
+	if err != nil {
+		return v1.Hash{}, fmt.Errorf("naming the image: %w", err)
+	}
+	return digest, p.write(ctx, e)
+}

@@ -35,7 +35,7 @@ party releases there. A MODEL is a folder, or an address as KServe has them
   sealctl kbs --kbs-token admin.token set-resource acme/models/granite-3 granite.jwk
   sealctl model verify s3://models/granite-3 --key-file granite.jwk`,
 	}
-	withSubcommands(cmd, modelSeal(), modelInspect(), modelVerify(), modelKey())
+	withSubcommands(cmd, modelSeal(), modelInspect(), modelVerify(), modelKey(), modelImage())
 	return cmd
 }
 
