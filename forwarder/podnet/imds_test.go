@@ -70,6 +70,43 @@ func TestIMDS(t *testing.T) {
 	}
 }
 
+// A route of the pod to the service, which led over the worker node, is hidden as
+// long as there is a way, and comes back.
+func TestIMDSThePodHasARouteTo(t *testing.T) {
+	l := newLab(t)
+	l.tunnelEnd("192.168.100.2")
+	l.metadata()
+	config := base(t, routes(
+		map[string]string{"dst": "10.244.1.0/24", "dev": "eth0"}, map[string]string{"dst": "0.0.0.0/0", "gw": "10.244.1.1"},
+		map[string]string{"dst": "169.254.169.254/32", "gw": "10.244.1.1"}))
+	before := l.settled()
+	n := l.setup(config, nil)
+	without := l.settled()
+	o := l.options()
+	for range 2 {
+		if err := SetupIMDS(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		l.http(l.pod, "169.254.169.254:80", "192.168.100.2")
+	}
+	if err := TeardownIMDS(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	l.same(without, "after the teardown")
+	l.setup(config, func(o *Options) { o.IMDS = metadataServices })
+	l.http(l.pod, "169.254.169.254:80", "192.168.100.2")
+	with := l.settled()
+	l.setup(config, func(o *Options) { o.IMDS = metadataServices })
+	l.same(with, "after a second Setup")
+	if err := TeardownIMDS(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.same(before, "after Close")
+}
+
 // Who never asked for it has no metadata service.
 func TestNoIMDSByDefault(t *testing.T) {
 	l := newLab(t)

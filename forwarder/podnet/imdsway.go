@@ -63,6 +63,10 @@ func (n *Network) imdsUp(ctx context.Context, pod netip.Addr) error {
 // join starts dev and leads to the addresses by it, which are all at peer.
 func (n *Network) join(ctx context.Context, in *namespace, dev netlink.Link, peer net.HardwareAddr, from netip.Addr, to ...netip.Addr) error {
 	name, index := dev.Attrs().Name, dev.Attrs().Index
+	add := in.RouteAdd
+	if in == n.pod {
+		add = in.RouteAddEcmp // which puts it before a route the pod has there
+	}
 	if err := n.do(ctx, "starting "+name, func() error { return in.LinkSetUp(dev) }); err != nil {
 		return err
 	}
@@ -72,7 +76,7 @@ func (n *Network) join(ctx context.Context, in *namespace, dev netlink.Link, pee
 			return err
 		}
 		way := &netlink.Route{LinkIndex: index, Dst: ipNet(netip.PrefixFrom(a, 32)), Src: from.AsSlice(), Scope: netlink.SCOPE_LINK}
-		if err := n.do(ctx, "adding the route to "+a.String(), func() error { return in.RouteAdd(way) }); err != nil {
+		if err := n.do(ctx, "adding the route to "+a.String(), func() error { return add(way) }); err != nil {
 			return err
 		}
 	}
