@@ -2,6 +2,7 @@ package podnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -86,9 +87,15 @@ func (n *Network) candidate(u *underlay) (*lentNIC, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Two in one subnet both lead to the worker: the tunnel then goes by the
+	// primary one.
+	spare, err := n.reaches(u.primary)
+	if err != nil {
+		return nil, err
+	}
 	for _, l := range links {
 		a := l.Attrs()
-		if a.Index == u.primary.Attrs().Index || a.Index == u.nic.Attrs().Index || a.Name == n.opts.HostInterface || n.ours(l) ||
+		if a.Index == u.primary.Attrs().Index || a.Index == u.nic.Attrs().Index && !spare || a.Name == n.opts.HostInterface || n.ours(l) ||
 			slices.ContainsFunc(virtual, func(p string) bool { return strings.HasPrefix(a.Name, p) }) {
 			continue
 		}
@@ -171,7 +178,16 @@ func (n *Network) dress(ctx context.Context, in *namespace, nic netlink.Link, ad
 	slices.SortStableFunc(routes, func(a, b netlink.Route) int { return len(a.Gw) - len(b.Gw) })
 	for _, r := range routes {
 		r.LinkIndex = nic.Attrs().Index
-		if err := n.do(ctx, fmt.Sprintf("giving %s the route to %s", name, r.Dst), func() error { return in.RouteReplace(&r) }); err != nil {
+		put := in.RouteReplace
+		if in == n.root { // where another device may have one with the same metric
+			put = func(r *netlink.Route) error {
+				if err := in.RouteAppend(r); !errors.Is(err, unix.EEXIST) {
+					return err
+				}
+				return nil
+			}
+		}
+		if err := n.do(ctx, fmt.Sprintf("giving %s the route to %s", name, r.Dst), func() error { return put(&r) }); err != nil {
 			return err
 		}
 	}

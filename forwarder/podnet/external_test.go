@@ -80,6 +80,39 @@ func TestExternalNet(t *testing.T) {
 	}
 }
 
+// Two interfaces in one subnet, both configured by DHCP with the same metric, where
+// the second one's lease came first: the VM keeps the first, whose address is the
+// one the worker node knows.
+func TestExternalNetWithALateFirstLease(t *testing.T) {
+	l := newLab(t)
+	l.tunnelEnd("192.168.100.2")
+	l.cable("ens4", "ens4", "192.168.100.22/24", "", "192.168.111.1/24", "")
+	for _, dev := range []string{"ens3", "ens4"} {
+		l.ip(l.vm, "-4", "route", "flush", "dev", dev)
+	}
+	for _, dev := range []string{"ens4", "ens3"} {
+		l.ip(l.vm, "route", "append", "192.168.100.0/24", "dev", dev, "proto", "kernel", "metric", "1024")
+		l.ip(l.vm, "route", "append", "default", "via", "192.168.100.1", "dev", dev, "proto", "dhcp", "metric", "1024")
+	}
+	l.ip(l.worker, "addr", "add", "192.168.100.1/24", "dev", "ens4")
+	l.ip(l.worker, "route", "del", "192.168.100.0/24", "dev", "ens4")
+	l.ip(l.worker, "route", "add", "192.168.100.22", "dev", "ens4")
+	l.ip(l.worker, "addr", "add", "203.0.113.1/32", "dev", "lo")
+	before := l.settled()
+	n := l.setup(base(t, externalNet), nil)
+	if got := l.ip(l.vm, "-o", "addr"); !strings.Contains(got, "192.168.100.2/24") {
+		t.Error("the VM gave its own interface away:", got)
+	}
+	l.serve(l.worker, "203.0.113.1:80")
+	l.http(l.pod, "203.0.113.1:80", "192.168.100.22")
+	l.serve(l.worker, "10.244.1.1:80")
+	l.http(l.pod, "10.244.1.1:80", "10.244.1.7")
+	if err := n.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.same(before, "after Close")
+}
+
 // An address of a lease does not end in the pod, where nobody renews it.
 func TestExternalNetByDHCP(t *testing.T) {
 	l := newLab(t)

@@ -1,10 +1,12 @@
 package podnet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -92,19 +94,34 @@ func (n *Network) route(via netlink.Link) (*underlay, error) {
 }
 
 // primary returns the device of the default route with the lowest metric, or
-// the one that leads to the worker where there is no default route.
+// the one that leads to the worker where there is no default route. Of several
+// with that metric, as DHCP makes them, it is the one with the lowest number in its
+// name, as upstream: which lease came first means nothing.
 func (n *Network) primary(worker netlink.Link) (netlink.Link, error) {
 	defaults, err := n.defaults(n.root, family(n.config.WorkerIP))
 	if err != nil || len(defaults) == 0 {
 		return worker, err
 	}
-	best := defaults[0]
-	for _, r := range defaults[1:] {
-		if r.Priority < best.Priority {
-			best = r
+	lowest := slices.MinFunc(defaults, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) }).Priority
+	var best netlink.Link
+	for _, r := range defaults {
+		if r.Priority != lowest {
+			continue
+		}
+		l, err := n.root.LinkByIndex(r.LinkIndex)
+		if err != nil {
+			return nil, err
+		}
+		if best == nil || byNumber(l.Attrs().Name, best.Attrs().Name) < 0 {
+			best = l
 		}
 	}
-	return n.root.LinkByIndex(best.LinkIndex)
+	return best, nil
+}
+
+// byNumber compares names such as ens3 and ens10.
+func byNumber(a, b string) int {
+	return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
 }
 
 // defaults returns the default routes of the main table, those of several next
