@@ -20,12 +20,16 @@ import (
 )
 
 // A peer that is gone without a word is noticed by these: probes when nothing is
-// under way, an end to waiting for an acknowledgement when something is.
+// under way, an end to waiting for an acknowledgement when something is. There is
+// no hurry: one that is gone costs little and makes room for others, and one that
+// only cannot be reached for a while never comes back when it is given up, for
+// cloud-api-adaptor (pkg/util/agentproto/redirector.go at fbdde756) dials once.
+// Go's own probes, which upstream has, give up after two and a half minutes.
 const (
 	probeAfter    = 30 * time.Second
-	probeInterval = 10 * time.Second
-	probes        = 3
-	ackTime       = time.Minute
+	probeInterval = 30 * time.Second
+	probes        = 9
+	ackTime       = 5 * time.Minute
 )
 
 // limits of a server; tests have smaller ones.

@@ -332,7 +332,7 @@ func TestDeadPeersAreNoticedOnEveryConnection(t *testing.T) {
 	}
 	start(t, s, l)
 	dial(t, l.Addr().String())
-	if v := <-got; v[0] != 1 || v[1] != 60000 {
+	if v := <-got; v[0] != 1 || v[1] != 300000 {
 		t.Errorf("keepalive %d, user timeout %d ms", v[0], v[1])
 	}
 }

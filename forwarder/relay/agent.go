@@ -37,7 +37,7 @@ type caller struct {
 
 // newAgent returns an agent from which nothing is read yet.
 func (s *session) newAgent(conn net.Conn) *agent {
-	a := &agent{s: s, in: newReader(conn, agentBuffer), out: newWriter(conn), streams: map[uint32]caller{}}
+	a := &agent{s: s, in: newReader(conn, agentBuffer, agentTime), out: newWriter(conn, agentTime), streams: map[uint32]caller{}}
 	a.release = s.closeWith(conn)
 	return a
 }

@@ -18,8 +18,8 @@ func (nowhere) SetWriteDeadline(time.Time) error { return nil }
 
 // oneCall is what the relay itself does for a call: there and back.
 func oneCall(t testing.TB) func() {
-	s := &session{relay: New(Config{}), open: map[uint32]*stream{}, out: newWriter(nowhere{})}
-	a := &agent{s: s, out: newWriter(nowhere{}), streams: map[uint32]caller{}}
+	s := &session{relay: New(Config{}), open: map[uint32]*stream{}, out: newWriter(nowhere{}, hostTime)}
+	a := &agent{s: s, out: newWriter(nowhere{}, hostTime), streams: map[uint32]caller{}}
 	s.agent = a
 	there := requestFrame(t, 1, "Echo", &bytesValue{Value: make([]byte, 64)})
 	back := frame(1, typeResponse, 0, make([]byte, 64))

@@ -101,7 +101,7 @@ func FuzzReader(f *testing.F) {
 	f.Add(append(appendHeader(nil, header{maxBody + 1, 1, 1, 0}), one...), 9, 32)
 	f.Add(appendHeader(nil, header{1<<32 - 1, 1, 1, 0}), 9, 32)
 	f.Fuzz(func(t *testing.T, in []byte, size, buffer int) {
-		r := newReader(&chunks{in: in, size: 1 + size&0xfff}, headerSize+buffer&0xfff)
+		r := newReader(&chunks{in: in, size: 1 + size&0xfff}, headerSize+buffer&0xfff, hostTime)
 		var got []byte
 		for {
 			frames, err := r.next()

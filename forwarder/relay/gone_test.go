@@ -142,3 +142,30 @@ func TestAnswerOnItsWayIsRunning(t *testing.T) {
 		a.Close()
 	})
 }
+
+// A host that stands still for a while, or a network that does, ends nothing: the
+// adaptor never comes back to a pod whose connection was closed.
+func TestHostThatStandsStillForAWhile(t *testing.T) {
+	const pause = 2 * time.Minute // TCP's own probes give up at this time or later
+	var agents chan rawEnd
+	bubble(t, Config{Dial: func(context.Context) (net.Conn, error) {
+		mine, theirs := net.Pipe()
+		agents <- rawEnd{t, theirs}
+		return mine, nil
+	}}, func(t *testing.T, _ *served, host rawEnd) {
+		agents = make(chan rawEnd, 1)
+		f := requestFrame(t, 1, "A", text("x"))
+		host.send(f[:20])
+		time.Sleep(pause)
+		host.send(f[20:])
+		a := <-agents
+		a.wait()
+		a.send(frame(1, typeResponse, 0, make([]byte, 1000)))
+		time.Sleep(pause)
+		_ = host.SetReadDeadline(time.Time{})
+		if h, body, err := readFrame(host); err != nil || h.stream != 1 || len(body) != 1000 {
+			t.Errorf("got %v with %d bytes, %v", h, len(body), err)
+		}
+		a.Close()
+	})
+}

@@ -112,7 +112,7 @@ func sealed(t *testing.T, dial func(context.Context) (net.Conn, error), f func(s
 // A host may change its keys, however long nothing was sent to it.
 func TestHostChangesItsKeys(t *testing.T) {
 	sealed(t, absent, func(_ *served, out *sealer, host rawEnd) {
-		for i, pause := range []time.Duration{0, writeTime * 2, time.Hour} {
+		for i, pause := range []time.Duration{0, hostTime * 2, time.Hour} {
 			time.Sleep(pause)
 			go func() { // the answers come meanwhile
 				_, _ = out.Write(out.update(t))

@@ -9,12 +9,8 @@ import (
 	"time"
 )
 
-// Limits of how long a frame may take once its first byte is there: frameTime
-// and a second for every frameRate bytes of it.
-const (
-	frameTime = 30 * time.Second
-	frameRate = 64 << 10
-)
+// frameRate is how many bytes of a frame give a peer a second more for it.
+const frameRate = 64 << 10
 
 // ErrHalfFrame says that a peer began a frame and did not end it in time.
 var ErrHalfFrame = errors.New("a frame is not completed")
@@ -23,7 +19,8 @@ var ErrHalfFrame = errors.New("a frame is not completed")
 // waits for ever.
 type reader struct {
 	conn       net.Conn
-	socket     *Socket // under conn, or nil
+	socket     *Socket       // under conn, or nil
+	patience   time.Duration // a frame may take once its first byte is there
 	buf        []byte
 	start, end int       // of what is read in buf and not given out
 	large      *[]byte   // the frame given out last, if it did not fit buf
@@ -32,8 +29,8 @@ type reader struct {
 	armed      time.Time // the read deadline, which is left standing between frames
 }
 
-func newReader(conn net.Conn, size int) *reader {
-	return &reader{conn: conn, socket: socketUnder(conn), buf: make([]byte, size)}
+func newReader(conn net.Conn, size int, patience time.Duration) *reader {
+	return &reader{conn: conn, socket: socketUnder(conn), patience: patience, buf: make([]byte, size)}
 }
 
 // next returns the frames that are there, one after the other and at least one.
@@ -147,7 +144,7 @@ func (r *reader) arm(size int) error {
 	if r.began.IsZero() {
 		r.began = time.Now()
 	}
-	r.limit = r.began.Add(frameTime + time.Duration(size)*time.Second/frameRate)
+	r.limit = r.began.Add(r.patience + time.Duration(size)*time.Second/frameRate)
 	if !r.armed.IsZero() && !r.armed.After(r.limit) {
 		return nil
 	}

@@ -55,7 +55,7 @@ type stream struct {
 
 func newSession(ctx context.Context, r *Relay, host net.Conn) *session {
 	s := &session{
-		relay: r, log: r.log, in: newReader(host, hostBuffer), out: newWriter(host),
+		relay: r, log: r.log, in: newReader(host, hostBuffer, hostTime), out: newWriter(host, hostTime),
 		open: map[uint32]*stream{}, kick: make(chan struct{}, 1),
 	}
 	s.ctx, s.stop = context.WithCancelCause(ctx)

@@ -37,7 +37,7 @@ type Socket struct {
 }
 
 // NewSocket returns a Socket over conn.
-func NewSocket(conn net.Conn) *Socket { return &Socket{Conn: conn} }
+func NewSocket(conn net.Conn) *Socket { return &Socket{Conn: conn, limit: limit{patience: hostTime}} }
 
 // socketUnder returns the Socket that conn speaks over, or nil.
 func socketUnder(conn net.Conn) *Socket {

@@ -75,7 +75,7 @@ func TestSocketMakesFewWritesOfALargeFrame(t *testing.T) {
 	count := &counting{Conn: server}
 	c, s := secure(t, client, NewSocket(count))
 	defer c.Close()
-	w := newWriter(s)
+	w := newWriter(s, hostTime)
 	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // 1 MiB, 64 records
 	errs := make(chan error, 1)
 	count.writes = 0
@@ -98,7 +98,7 @@ func TestSocketsPeerThatDoesNotReadIsCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()
 		c, s := secure(t, client, NewSocket(server))
-		w := newWriter(s)
+		w := newWriter(s, hostTime)
 		if _, err := w.send(make([]byte, 1<<20)); !errors.Is(err, ErrNotReading) {
 			t.Errorf("got %v", err)
 		}

@@ -9,10 +9,19 @@ import (
 	"time"
 )
 
+// How long a peer may take to go on with a frame, in either direction. Beyond it
+// the connection is closed, which is the end of the pod where it is the host's:
+// cloud-api-adaptor (pkg/util/agentproto/redirector.go at fbdde756) dials once. So
+// a network or a node may stand still for as long as TCP puts up with it. A host
+// that uses all of it harms no other; nor does an agent, but its calls wait.
 const (
-	// writeTime is how long a peer may take to read writeStep bytes; half of it
-	// is enough to be cut off.
-	writeTime = 30 * time.Second
+	hostTime  = 5 * time.Minute
+	agentTime = 30 * time.Second
+)
+
+const (
+	// writeStep is how many bytes a peer reads in its time; half the time is
+	// enough to be cut off.
 	writeStep = 256 << 10
 	// corkFrom is from how many bytes on more than one TLS record is written.
 	corkFrom = 16 << 10
@@ -32,9 +41,10 @@ type writer struct {
 // limit is the write deadline of a connection, which is left standing between
 // writes.
 type limit struct {
-	mu    sync.Mutex
-	at    time.Time
-	fixed bool
+	patience time.Duration // of a write
+	mu       sync.Mutex
+	at       time.Time
+	fixed    bool
 }
 
 // fix sets a deadline that stays.
@@ -50,17 +60,20 @@ func (l *limit) arm(conn net.Conn) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	if l.fixed || l.at.Sub(now) >= writeTime/2 {
+	if l.fixed || l.at.Sub(now) >= l.patience/2 {
 		return nil
 	}
-	l.at = now.Add(writeTime)
+	l.at = now.Add(l.patience)
 	if err := conn.SetWriteDeadline(l.at); err != nil {
 		return fmt.Errorf("setting a deadline: %w", err)
 	}
 	return nil
 }
 
-func newWriter(conn net.Conn) writer { return writer{conn: conn, socket: socketUnder(conn)} }
+// newWriter returns a writer to a peer that has so much time for a write.
+func newWriter(conn net.Conn, patience time.Duration) writer {
+	return writer{conn: conn, socket: socketUnder(conn), limit: limit{patience: patience}}
+}
 
 // send writes p and returns how much of it the peer may have got. After an error
 // the connection is of no use. mu is held.
