@@ -25,7 +25,7 @@ import (
 // forwarder that is killed.
 func TestMain(m *testing.M) {
 	switch name := filepath.Base(os.Args[0]); name {
-	case "cryptsetup", "mkfs.ext4", "udevadm":
+	case "cryptsetup", "mkfs.ext4", "mkfs.xfs", "udevadm":
 		syscall.Exit(fakeProgram(name, os.Args[1:])) // os.Exit takes a second under the race detector
 	}
 	if os.Getenv(attachProcessEnv) != "" {

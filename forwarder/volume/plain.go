@@ -71,7 +71,7 @@ func (m *Manager) format(ctx context.Context, v Volume, d disk) error {
 		program, args = "mkfs.xfs", []string{"-q", d.path}
 	}
 	var undo tool.Undo
-	undo.Add(func(ctx context.Context) error { return m.unformat(ctx, v, d) })
+	undo.Add(func(context.Context) error { return unformat(d.path) })
 	if _, err := m.run.Run(ctx, nil, program, args...); err != nil {
 		err = tool.Explain("making the file system", err, program+" failed on the disk")
 		undo.OnError(ctx, &err)
@@ -81,22 +81,25 @@ func (m *Manager) format(ctx context.Context, v Volume, d disk) error {
 	return nil
 }
 
-// unformat takes the signature of a file system away that was not finished, on a
-// disk that had none before: mkfs.xfs begins with it, and the next call would leave
-// the disk alone.
-func (m *Manager) unformat(ctx context.Context, v Volume, d disk) error {
-	if found, err := m.run.Signature(ctx, d.path); err != nil || found != v.FSType {
+// unformat takes away the signature that mkfs.xfs begins with and that the next call
+// would leave the disk alone for. It must say that it is not finished: a whole file
+// system may have come from another machine that has the disk too. What is left of
+// mkfs.ext4 has no signature.
+func unformat(path string) (err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(d.path, os.O_WRONLY|unix.O_EXCL, 0)
-	if err == nil {
-		_, err = f.WriteAt(make([]byte, 4096), 0)
-		err = errors.Join(err, f.Sync(), f.Close())
+	defer func() { err = errors.Join(err, f.Close()) }()
+	// Source: linux fs/xfs/libxfs/xfs_format.h, struct xfs_dsb, v6.12.
+	const inProgress = 126
+	b := make([]byte, 512)
+	if _, err := f.ReadAt(b, 0); err != nil || string(b[:4]) != "XFSB" || b[inProgress] != 1 {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("taking an unfinished file system off %s: %w", d.path, err)
-	}
-	return nil
+	clear(b)
+	_, err = f.WriteAt(b, 0)
+	return errors.Join(err, f.Sync())
 }
 
 func readable(path string) error {

@@ -2,8 +2,10 @@ package volume
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +16,8 @@ import (
 )
 
 // fakeProgram is a program of the machine. mkfs.ext4 is counted and then is the
-// real one, unless the file hang exists; cryptsetup removes nodes, and says that
+// real one, unless the file hang exists; so is mkfs.xfs, which is cut short if a file
+// unfinished-… exists; cryptsetup removes nodes, and says that
 // they are busy if the file busy exists; udevadm does nothing.
 func fakeProgram(name string, args []string) int {
 	root := os.Getenv(podvm.HostRootEnv)
@@ -31,7 +34,7 @@ func fakeProgram(name string, args []string) int {
 	case exists("hang"):
 		time.Sleep(time.Hour)
 	case name == "udevadm":
-	case name == "mkfs.ext4":
+	case name == "mkfs.ext4", name == "mkfs.xfs":
 		_ = os.Setenv("PATH", strings.TrimPrefix(os.Getenv("PATH"), root+"/bin:"))
 		cmd := exec.CommandContext(context.Background(), name, args...)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -41,7 +44,19 @@ func fakeProgram(name string, args []string) int {
 		} else if err != nil {
 			return 9
 		}
-		return 0
+		fails, hangs := exists("unfinished-fails"), exists("unfinished-hangs")
+		if !fails && !hangs {
+			return 0
+		}
+		if err := unfinish(args[len(args)-1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 9
+		}
+		_, _ = fmt.Fprintln(log, "unfinished xfs")
+		if hangs {
+			time.Sleep(time.Hour)
+		}
+		return 1
 	case args[0] != "close":
 		return 9
 	case exists("busy") && len(args) == 2:
@@ -51,6 +66,23 @@ func fakeProgram(name string, args []string) int {
 		return 4
 	}
 	return 0
+}
+
+// unfinish makes of a new xfs what mkfs.xfs leaves when it is killed halfway: the
+// superblock says that it is in progress.
+func unfinish(device string) error {
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 512)
+	_, err = f.ReadAt(b, 0)
+	b[126] = 1
+	sum := b[224:228]
+	clear(sum)
+	binary.LittleEndian.PutUint32(sum, crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+	_, werr := f.WriteAt(b, 0)
+	return errors.Join(err, werr, f.Sync(), f.Close())
 }
 
 // ran returns how often a program of the machine ran with arguments that contain
