@@ -63,7 +63,6 @@ type Config struct {
 type runner struct {
 	cfg      Config
 	file     File
-	volumes  *volume.Rules
 	count    *counters
 	server   *server
 	listener net.Listener
@@ -82,11 +81,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	for _, key := range unknown {
 		cfg.Log.Warn("The configuration has a key that nothing reads", "file", cfg.File, "key", key)
 	}
-	if r.volumes, err = volume.LoadRules(cfg.Host.Path(hubFile)); err != nil {
+	if allowed, err := r.volumes(); err != nil {
 		return err
-	}
-	if r.volumes != nil {
-		cfg.Log.Info("Cloud volumes are limited", "file", hubFile, "keys", len(r.volumes.Keys), "plain", r.volumes.Plain)
+	} else if allowed != nil {
+		cfg.Log.Info("Cloud volumes are limited", "file", hubFile, "keys", len(allowed.Keys), "plain", allowed.Plain)
 	}
 	network, err := podnet.Setup(ctx, *r.file.PodNetwork, podnet.Options{
 		Namespace: cfg.Namespace, HostInterface: cfg.HostInterface, IMDS: cfg.IMDS, Host: cfg.Host, Log: cfg.Log,
@@ -143,6 +141,9 @@ func (r *runner) serve(ctx context.Context, s *server) error {
 	cfg.Log.Info("Ready", "address", r.listener.Addr(), "tls", s.tls != nil, "dur", time.Since(r.started))
 	return s.serve(ctx, r.listener)
 }
+
+// volumes returns what cloud volumes the pod's owner allows.
+func (r *runner) volumes() (*volume.Rules, error) { return volume.LoadRules(r.cfg.Host.Path(hubFile)) }
 
 func (r *runner) status() any {
 	strangers, clients := r.server.peers.counts()

@@ -65,7 +65,7 @@ func TestRules(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
-			mgr := New(Config{Host: m.host(), Rules: c.rules, Log: slog.New(slog.DiscardHandler)})
+			mgr := New(Config{Host: m.host(), Rules: func() (*Rules, error) { return c.rules, nil }, Log: slog.New(slog.DiscardHandler)})
 			for v, allowed := range map[Volume]bool{plain("a", 0): c.plain, encrypted("b", 0): c.encrypted} {
 				_, err := mgr.Attach(t.Context(), v)
 				if want := map[bool]error{true: ErrDevice, false: ErrRefused}[allowed]; !errors.Is(err, want) || podvm.Cause(err) == "" {
@@ -76,5 +76,23 @@ func TestRules(t *testing.T) {
 				t.Errorf("something was made: %v", err)
 			}
 		})
+	}
+}
+
+// Rules that nobody can read forbid everything, and those that come late count.
+func TestRulesOfNow(t *testing.T) {
+	m := newMachine(t)
+	path := m.path("run/cdh.toml")
+	mgr := New(Config{Host: m.host(), Rules: func() (*Rules, error) { return LoadRules(path) }, Log: slog.New(slog.DiscardHandler)})
+	for _, c := range []struct {
+		text string
+		want error
+	}{
+		{"", ErrDevice}, {"[cloud_volumes]\n", ErrRefused}, {"[cloud_volumes", podvm.ErrConfig},
+	} {
+		m.write(c.text, "run/cdh.toml")
+		if _, err := mgr.Attach(t.Context(), plain("a", 0)); !errors.Is(err, c.want) || podvm.Cause(err) == "" {
+			t.Errorf("%q: %v", c.text, err)
+		}
 	}
 }

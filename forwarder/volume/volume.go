@@ -36,8 +36,9 @@ type Config struct {
 	// Hub is the data hub. With nil there are no encrypted volumes. How long it is
 	// waited for is the client's to say.
 	Hub *rpc.Client
-	// Rules are the owner's. With nil all volumes are allowed.
-	Rules *Rules
+	// Rules returns the owner's rules, see LoadRules. It is asked for each volume, since
+	// init data may come late. With nil there are none.
+	Rules func() (*Rules, error)
 	Log   *slog.Logger // nil is slog.Default()
 }
 
@@ -47,7 +48,7 @@ type Config struct {
 type Manager struct {
 	host  podvm.Host
 	hub   *rpc.Client
-	rules *Rules
+	rules func() (*Rules, error)
 	log   *slog.Logger
 	run   tool.Runner
 
@@ -59,6 +60,9 @@ type Manager struct {
 func New(cfg Config) *Manager {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
+	}
+	if cfg.Rules == nil {
+		cfg.Rules = func() (*Rules, error) { return nil, nil }
 	}
 	return &Manager{host: cfg.Host, hub: cfg.Hub, rules: cfg.Rules, log: cfg.Log, run: tool.Runner{Host: cfg.Host}, held: map[string]chan struct{}{}}
 }
@@ -86,7 +90,11 @@ func (m *Manager) attach(ctx context.Context, v Volume) (_ string, err error) {
 	if !bareName(v.Name) {
 		return "", podvm.Explain(ErrAnnotation, "the cloud volume has no usable name")
 	}
-	if err := m.rules.check(v); err != nil {
+	rules, err := m.rules()
+	if err != nil {
+		return "", podvm.Explain(err, "the pod's configuration, cdh.toml, cannot be read, so no cloud volume is allowed")
+	}
+	if err := rules.check(v); err != nil {
 		return "", err
 	}
 	unlock, err := m.lock(ctx, "volume "+v.Name)
