@@ -16,6 +16,7 @@ import (
 
 	"github.com/sealpod/sealpod/attester/initdata"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/userdata/cidata"
 )
 
 // User data that is no cloud-config is tried until the time is up: it may have
@@ -114,7 +115,7 @@ func TestInitDataThatIsNotUsable(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
-			m.put(mountedFile, cloudConfig(forwarderFile, forwarderText, initDataFile, tt.in))
+			m.putDisk(cidata.Label, cloudConfig(forwarderFile, forwarderText, initDataFile, tt.in))
 			m.refused(initdata.ErrInitData, tt.says)
 			if tt.also != nil {
 				m.refused(tt.also)

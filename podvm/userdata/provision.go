@@ -41,6 +41,8 @@ type Config struct {
 type provisioner struct {
 	Config
 	http *metadata
+	// seen is what the last try found in the mounted file.
+	seen []byte
 	// pause waits; an error says that ctx has ended.
 	pause func(context.Context, time.Duration) error
 }

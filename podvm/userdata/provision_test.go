@@ -285,6 +285,7 @@ func TestMetadataServiceSendsElsewhere(t *testing.T) {
 // A disk may be found late, and an upload may be half there.
 func TestDiskComesLate(t *testing.T) {
 	m := newMachine(t)
+	m.tries = 4
 	m.paused = func(try int) {
 		if try == 2 {
 			m.put(mountedFile, "write_files: [")
@@ -298,6 +299,28 @@ func TestDiskComesLate(t *testing.T) {
 	if got := m.files(); !maps.Equal(got, podFiles(t)) {
 		t.Errorf("got %q", got)
 	}
+}
+
+// An upload may be half there in a way that is good YAML: without the init data,
+// which would be measured as missing for as long as the VM runs.
+func TestUploadIsHalfThere(t *testing.T) {
+	m := newMachine(t)
+	m.tries = 5
+	whole := podUserData(t)
+	m.put(mountedFile, whole[:strings.Index(whole, "- path: "+initDataFile)])
+	m.paused = func(try int) {
+		if try == 2 {
+			m.put(mountedFile, whole)
+		}
+	}
+	if err := m.run(); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.files(); !maps.Equal(got, podFiles(t)) {
+		t.Errorf("got %q", got)
+	}
+	m.tries, m.paused = 20, func(try int) { m.put(mountedFile, whole+strings.Repeat("#", try)) }
+	m.refused(errUpload)
 }
 
 func TestWrongISOLabel(t *testing.T) {

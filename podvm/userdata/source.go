@@ -1,6 +1,7 @@
 package userdata
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,9 @@ func Sources() []string { return []string{Auto, File, Azure, AWS, GCP, Alibaba, 
 
 // errNoSource says that nothing on this machine tells where user data is.
 var errNoSource = errors.New("no source of user data found")
+
+// errUpload says that a file may not be all there.
+var errUpload = errors.New(mountedFile + " may still be being written")
 
 // Places on the machine.
 const (
@@ -111,7 +115,7 @@ func diskLabels(host podvm.Host) string {
 }
 
 // get returns the user data of a source other than None. Errors: errNoSource,
-// errMetadata, podvm.ErrTooLarge, those of package cidata and of files.
+// errUpload, errMetadata, podvm.ErrTooLarge, those of package cidata and of files.
 func (p *provisioner) get(ctx context.Context, source string) ([]byte, error) {
 	switch source {
 	case Azure:
@@ -127,13 +131,19 @@ func (p *provisioner) get(ctx context.Context, source string) ([]byte, error) {
 	case Alibaba:
 		return p.http.get(ctx, p.Host.ECSMetadataURL("/latest/user-data"), maxUserData)
 	}
-	return readDisk(p.Host)
+	return p.readDisk()
 }
 
 // readDisk returns the user data of the mounted disk or of an upload, or else of
-// the disk.
-func readDisk(host podvm.Host) ([]byte, error) {
+// the disk. What is being uploaded can look whole where it is not, so it has to be
+// the same in two tries.
+func (p *provisioner) readDisk() ([]byte, error) {
+	host := p.Host
 	b, err := readPlain(host.Path(mountedFile))
+	if err == nil && !bytes.Equal(b, p.seen) {
+		p.seen = b
+		return nil, errUpload
+	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return b, err
 	}
