@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/sealpod/sealpod/model/agefile"
 	"github.com/sealpod/sealpod/model/jwe"
@@ -59,6 +61,8 @@ var outcomes = []struct {
 	{source.ErrChanged, ExitSource, "wait until the upload is complete; the next start begins the changed objects anew"},
 	{source.ErrListing, ExitSource, "see what else is stored there"},
 	{source.ErrUnreachable, ExitSource, "see the endpoint, the network policy of the pod and its proxy"},
+	{fs.ErrPermission, ExitUsage, "mount a volume there that the user of the init container may write to"},
+	{syscall.EROFS, ExitUsage, "mount a volume there that the user of the init container may write to"},
 }
 
 // Outcome returns the exit code for an error of Run, and a line for people: the
