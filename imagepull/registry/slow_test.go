@@ -17,7 +17,7 @@ import (
 // TestPeerThatIsNeverQuietAndNeverDone: one that sends enough to keep each
 // connection and each document alive does not keep a pull.
 func TestPeerThatIsNeverQuietAndNeverDone(t *testing.T) {
-	const stall = 100 * time.Millisecond
+	const stall = 300 * time.Millisecond // enough for an answer on a busy machine
 	slowly := func(w http.ResponseWriter, r *http.Request) bool {
 		select {
 		case <-time.After(stall / 3): // a third of what headers have
@@ -41,6 +41,7 @@ func TestPeerThatIsNeverQuietAndNeverDone(t *testing.T) {
 		return s, c, repo
 	}
 	t.Run("layer", func(t *testing.T) {
+		t.Parallel()
 		s, c, repo := setup(t, "a:1")
 		c.minRate = 1 << 30
 		d := Descriptor{Digest: digest1, Size: 1 << 40}
@@ -63,6 +64,7 @@ func TestPeerThatIsNeverQuietAndNeverDone(t *testing.T) {
 		wantGivenUp(t, errors.Join(err, body.Close()))
 	})
 	t.Run("manifest", func(t *testing.T) {
+		t.Parallel()
 		s, _, repo := setup(t, "a:1")
 		s.Hook(func(w http.ResponseWriter, r *http.Request) bool {
 			for r.Context().Err() == nil {
@@ -79,6 +81,7 @@ func TestPeerThatIsNeverQuietAndNeverDone(t *testing.T) {
 		}
 	})
 	t.Run("signatures", func(t *testing.T) {
+		t.Parallel()
 		s, _, repo := setup(t, "a:1")
 		var entries []registrytest.Layer
 		for i := range 50 {
@@ -90,6 +93,7 @@ func TestPeerThatIsNeverQuietAndNeverDone(t *testing.T) {
 		wantGivenUp(t, err)
 	})
 	t.Run("bundles", func(t *testing.T) {
+		t.Parallel()
 		s, _, repo := setup(t, "a:1")
 		var list []string
 		for i := range policy.MaxBundles {
