@@ -19,6 +19,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -28,6 +29,7 @@ import (
 	"github.com/sealpod/sealpod/model/room"
 	"github.com/sealpod/sealpod/model/sealed"
 	"github.com/sealpod/sealpod/model/source"
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // Sizes.
@@ -36,9 +38,6 @@ const (
 	piece = sealed.SegmentSize
 	// runPieces is how many pieces one request asks for.
 	runPieces = 8
-	// syncRuns is how many runs of a file may be finished and not yet noted: a
-	// kill costs that and what was under way.
-	syncRuns = 2
 	// MaxWorkers bounds the requests at once, and with them memory: each has a
 	// piece and the buffers of a connection.
 	MaxWorkers = 64
@@ -82,7 +81,9 @@ type Stats struct {
 
 // Folder is where files go.
 type Folder struct {
-	root  *os.Root
+	root *os.Root
+	// boot is this boot of the machine, see journal. "" is unknown.
+	boot  string
 	Stats Stats
 }
 
@@ -92,7 +93,17 @@ func OpenFolder(dir string) (*Folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the folder for the model: %w", err)
 	}
-	return &Folder{root: root}, nil
+	return &Folder{root: root, boot: bootID()}, nil
+}
+
+// bootID is different after each start of the machine, or "" where that is not to
+// be known. Source: Linux Documentation/admin-guide/sysctl/kernel.rst, random.
+func bootID() string {
+	id, err := podvm.ReadFileMax("/proc/sys/kernel/random/boot_id", 100)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
 }
 
 // Close closes the folder.

@@ -222,6 +222,19 @@ func TestNotContinued(t *testing.T) {
 			}
 			return nil, nil
 		},
+		"machine restarted": func(t *testing.T, dir string) (*store, []File) {
+			name := filepath.Join(dir, ".big.part.map")
+			b, err := os.ReadFile(name)
+			now := bytes.Replace(b, []byte(bootID()), []byte(strings.Repeat("0", len(bootID()))), 1)
+			if err != nil || bytes.Equal(b, now) {
+				t.Fatal("the notes do not say of which boot they are:", err)
+			}
+			// The disk got the notes and not the content.
+			if err := errors.Join(os.WriteFile(name, now, 0o600), os.WriteFile(filepath.Join(dir, ".big.part"), make([]byte, 30<<20), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			return nil, nil
+		},
 		"list torn": func(t *testing.T, dir string) (*store, []File) {
 			if err := os.WriteFile(filepath.Join(dir, doneName), random(40), 0o600); err != nil {
 				t.Fatal(err)

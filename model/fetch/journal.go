@@ -16,27 +16,29 @@ import (
 
 // journal notes which runs of a file in progress are there: what the file is,
 // then a byte for each run. A nil journal notes nothing.
+//
+// What a killed process has written, the kernel has; what a machine has lost, no
+// process can tell. So a journal counts only until the machine starts again, and
+// nothing waits for a disk before it is noted.
 type journal struct {
 	root *os.Root
 	name string
 	file *os.File
-
-	mu      sync.Mutex
-	runs    []byte // 1: there
-	pending []int64
+	head int64  // bytes before the runs
+	runs []byte // 1: there when the journal was opened
 }
 
-const journalMagic = "sealed-model journal 1\n"
+const journalMagic = "sealed-model journal 2\n"
 
-// openJournal opens the journal at name, or starts it anew unless it is about the
-// same content, encrypted in the same way, cut into as many runs.
-func openJournal(root *os.Root, name string, id [32]byte, h sealed.Header, runs int64) (*journal, error) {
+// openJournal opens the journal at name, or starts it anew unless it is of this
+// boot and about the same content, encrypted in the same way, cut into as many runs.
+func openJournal(root *os.Root, name, boot string, id [32]byte, h sealed.Header, runs int64) (*journal, error) {
 	file, err := root.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the notes of what is there: %w", room.Full(err))
 	}
-	j := &journal{root: root, name: name, file: file, runs: make([]byte, runs)}
-	head := append(append([]byte(journalMagic), id[:]...), h[:]...)
+	head := append(append([]byte(journalMagic+boot+"\n"), id[:]...), h[:]...)
+	j := &journal{root: root, name: name, file: file, head: int64(len(head)), runs: make([]byte, runs)}
 	have, err := podvm.ReadMax(file, int64(len(head))+runs)
 	if err == nil && len(have) == len(head)+int(runs) && bytes.Equal(have[:len(head)], head) {
 		copy(j.runs, have[len(head):])
@@ -55,29 +57,13 @@ func openJournal(root *os.Root, name string, id [32]byte, h sealed.Header, runs 
 // has tells whether a run is there.
 func (j *journal) has(run int64) bool { return j != nil && j.runs[run] == 1 }
 
-// mark notes that a run is there. Some are noted together, after their content
-// has reached the disk.
-func (j *journal) mark(run int64, out *os.File) error {
+// mark notes that a run is there.
+func (j *journal) mark(run int64) error {
 	if j == nil {
 		return nil
 	}
-	j.mu.Lock()
-	j.pending = append(j.pending, run)
-	if len(j.pending) < syncRuns {
-		j.mu.Unlock()
-		return nil
-	}
-	noted := j.pending
-	j.pending = nil
-	j.mu.Unlock()
-	if err := note(out); err != nil {
-		return err
-	}
-	head := int64(len(journalMagic) + 32 + sealed.HeaderSize)
-	for _, run := range noted {
-		if _, err := j.file.WriteAt([]byte{1}, head+run); err != nil {
-			return fmt.Errorf("noting what is there: %w", room.Full(err))
-		}
+	if _, err := j.file.WriteAt([]byte{1}, j.head+run); err != nil {
+		return fmt.Errorf("noting what is there: %w", room.Full(err))
 	}
 	return nil
 }

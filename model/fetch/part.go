@@ -70,8 +70,8 @@ func (f *Folder) begin(ctx context.Context, file *File) (*part, error) {
 	if st, err := out.Stat(); err != nil || !st.Mode().IsRegular() {
 		return nil, errors.Join(errors.New("the file in progress is none"), err, out.Close())
 	}
-	if p.runs > 1 && file.ID != [32]byte{} {
-		if p.journal, err = openJournal(f.root, mapName(file.Path), file.ID, header, p.runs); err != nil {
+	if p.runs > 1 && file.ID != [32]byte{} && f.boot != "" {
+		if p.journal, err = openJournal(f.root, mapName(file.Path), f.boot, file.ID, header, p.runs); err != nil {
 			return nil, errors.Join(err, out.Close())
 		}
 	}
@@ -203,7 +203,7 @@ func (p *part) fetch(ctx context.Context, run int64, buf []byte) error {
 			return errors.Join(p.checkTail(n), err)
 		}
 	}
-	return p.journal.mark(run, p.out)
+	return p.journal.mark(run)
 }
 
 func (p *part) checkTail(n int) error {
@@ -322,6 +322,7 @@ func (p *part) write(b []byte, off int64) error {
 		if _, err := p.out.WriteAt(b, off); err != nil {
 			return room.Full(err)
 		}
+		startWriting(p.out, off, off+int64(len(b)))
 		p.folder.Stats.Bytes.Add(int64(len(b)))
 		return nil
 	})
@@ -376,10 +377,12 @@ func (p *part) close() {
 	p.out.Close()
 }
 
-// note makes what was written so far last.
-func note(out *os.File) error {
-	if err := unix.Fdatasync(int(out.Fd())); err != nil {
-		return room.Full(os.NewSyscallError("fdatasync", err))
+// startWriting lets the kernel begin to write what a file has from off to end, and
+// does not wait: otherwise the disk would rest until the file is synced. It is a
+// hint, so errors say nothing. The page at the end is left for who fills it.
+func startWriting(out *os.File, off, end int64) {
+	const page = 4096
+	if off, end = off&^(page-1), end&^(page-1); off < end {
+		_ = unix.SyncFileRange(int(out.Fd()), off, end-off, unix.SYNC_FILE_RANGE_WRITE)
 	}
-	return nil
 }
