@@ -93,7 +93,9 @@ func (r *request) list(ctx context.Context) error {
 		if in.objects, err = src.List(ctx); err != nil {
 			return about(src.String(), fmt.Errorf("listing: %w", err))
 		}
-		in.findManifest()
+		if _, image := src.(source.Unpacker); !image {
+			in.findManifest()
+		}
 		r.Log.Info("Listed", "source", src.String(), "objects", len(in.objects), "sealed", in.manifest != nil)
 	}
 	return nil
@@ -133,6 +135,13 @@ func (r *request) fill(ctx context.Context, f *folder) error {
 			return err
 		}
 		r.Log.Info("Linked", "source", l.String(), "entries", n, "dest", f.dir)
+	}
+	for _, image := range f.images {
+		r.Progress.enter("unpacking")
+		if err := image.Unpack(ctx, f.dir, nil); err != nil {
+			return about(image.String(), err)
+		}
+		r.Log.Info("Unpacked", "source", image.String(), "dest", f.dir)
 	}
 	if len(f.files) == 0 {
 		return nil

@@ -32,6 +32,7 @@ type folder struct {
 	out      *fetch.Folder
 	files    []fetch.File
 	links    []*local.Source
+	images   []source.Unpacker
 	archives []archive
 	need     int64 // bytes of plaintext, as far as sources say
 }
@@ -76,6 +77,12 @@ func (r *request) plan(ctx context.Context) ([]folder, error) {
 		if p.link != nil {
 			f.links = append(f.links, p.link)
 		}
+		if p.image != nil {
+			f.images = append(f.images, p.image)
+		}
+		if len(f.images) > 0 && len(f.images)+len(f.files)+len(f.links) > 1 {
+			return nil, collision(f.dir) // what is in an image shows at the end
+		}
 		bare, found = append(bare, p.bare...), found || p.demo
 	}
 	if !found {
@@ -88,6 +95,7 @@ func (r *request) plan(ctx context.Context) ([]folder, error) {
 type planned struct {
 	files    []fetch.File
 	link     *local.Source
+	image    source.Unpacker
 	names    []string // of what link makes
 	archives []archive
 	need     int64
@@ -97,6 +105,13 @@ type planned struct {
 
 // planInput decides what one source is. See the package's ways to encrypt.
 func (r *request) planInput(ctx context.Context, in *input) (*planned, error) {
+	if image, ok := in.Source.(source.Unpacker); ok {
+		p := &planned{image: image, bare: []string{in.String()}}
+		for _, o := range in.objects {
+			p.need += max(o.Size, 0)
+		}
+		return p, nil
+	}
 	var p *planned
 	var err error
 	if in.manifest != nil {

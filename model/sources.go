@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/sealpod/sealpod/model/source"
+	"github.com/sealpod/sealpod/model/source/gcs"
+	"github.com/sealpod/sealpod/model/source/hf"
 	"github.com/sealpod/sealpod/model/source/local"
 	"github.com/sealpod/sealpod/model/source/s3"
 	"github.com/sealpod/sealpod/model/source/settings"
@@ -27,6 +29,8 @@ func form(expression string) *regexp.Regexp { return regexp.MustCompile("^(?:" +
 var kinds = []kind{
 	{form(local.Prefix), as(local.New)},
 	{form(s3.Prefix), as(s3.New)},
+	{form(gcs.Prefix), as(gcs.New)},
+	{form(hf.Prefix), as(hf.New)},
 	{form(`hdfs://|webhdfs://`), refuse("Hadoop (hdfs, webhdfs)")},
 	{form(`modelscope://|ms://`), refuse("ModelScope")},
 	{form(`git://|git\+|ssh://|https?://[^?#]+\.git(?:[/?#@]|$)`), refuse("git")},
