@@ -28,8 +28,10 @@ func TestAnswerComesBeforeRefusals(t *testing.T) {
 		}()
 		return mine, nil
 	}}, tcpPair).Conn}
+	room := make(chan struct{}, maxStreams/2)
 	go func() {
 		for i := range uint32(streams) {
+			room <- struct{}{}
 			_, _ = host.Write(frame(2*i+1, typeRequest, flagRemoteOpen, requestBody(t, "A", text("x"), 0)))
 			for range 20 {
 				_, _ = host.Write(frame(2*i+1, typeData, 0, nil))
@@ -40,6 +42,9 @@ func TestAnswerComesBeforeRefusals(t *testing.T) {
 		got := host.response()
 		if !answered[got.stream] && got.code != codes.OK {
 			t.Fatalf("the first answer is %v", got)
+		}
+		if !answered[got.stream] {
+			<-room
 		}
 		answered[got.stream] = true
 	}
