@@ -200,8 +200,11 @@ func (x *Spec) GetLinux() *Linux {
 
 // What the agent itself mounts before it makes the container.
 type Storage struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MountPoint    string                 `protobuf:"bytes,6,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "image_guest_pull" for an image, which source then names.
+	Driver        string `protobuf:"bytes,1,opt,name=driver,proto3" json:"driver,omitempty"`
+	Source        string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	MountPoint    string `protobuf:"bytes,6,opt,name=mount_point,json=mountPoint,proto3" json:"mount_point,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -234,6 +237,20 @@ func (x *Storage) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Storage.ProtoReflect.Descriptor instead.
 func (*Storage) Descriptor() ([]byte, []int) {
 	return file_agent_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Storage) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *Storage) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
 }
 
 func (x *Storage) GetMountPoint() string {
@@ -1232,8 +1249,10 @@ const file_agent_agent_proto_rawDesc = "" +
 	"\x05Linux\x18\b \x01(\v2\v.grpc.LinuxR\x05Linux\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"*\n" +
-	"\aStorage\x12\x1f\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Z\n" +
+	"\aStorage\x12\x16\n" +
+	"\x06driver\x18\x01 \x01(\tR\x06driver\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x1f\n" +
 	"\vmount_point\x18\x06 \x01(\tR\n" +
 	"mountPoint\"U\n" +
 	"\x05Mount\x12 \n" +

@@ -63,6 +63,13 @@ func (p *TPM) Reboot(t testing.TB) {
 	p.run(t)
 }
 
+// Unplug ends the TPM's power and returns the directory of its state, another
+// swtpm's to use until the test ends.
+func (p *TPM) Unplug() (dir string) {
+	p.stop()
+	return p.dir
+}
+
 func (p *TPM) run(t testing.TB) {
 	t.Helper()
 	_ = os.Remove(p.socket)

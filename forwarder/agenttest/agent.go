@@ -40,6 +40,10 @@ type Config struct {
 	// Journal takes a line for each call with an AskID, before it is served. Each
 	// line is one Write. It may be nil.
 	Journal io.Writer
+	// Guest makes CreateContainer pull the image that a storage names, and
+	// StartContainer fetch the secret that SecretAnnotation names, as kata-agent and
+	// a container in a pod VM do. Nil is for agents that are in none.
+	Guest *Guest
 }
 
 // Agent is a stand-in for kata-agent. It is safe for concurrent use.
@@ -57,7 +61,7 @@ type Agent struct {
 
 // New returns an Agent, which Serve sets to work.
 func New(cfg Config) *Agent {
-	return &Agent{cfg: cfg, pod: pod{processes: map[string]*process{}, oom: make(chan string, 64)}, conns: map[net.Conn]bool{}}
+	return &Agent{cfg: cfg, pod: pod{guest: cfg.Guest, secrets: map[string]string{}, processes: map[string]*process{}, oom: make(chan string, 64)}, conns: map[net.Conn]bool{}}
 }
 
 // Start serves an Agent on a unix socket until the test ends.

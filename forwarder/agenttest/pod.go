@@ -13,7 +13,9 @@ import (
 // pod is the agent's service: processes that are there as soon as somebody
 // speaks of them, and copy their standard input to their standard output.
 type pod struct {
+	guest     *Guest
 	mu        sync.Mutex
+	secrets   map[string]string   // by container, as SecretAnnotation has them
 	processes map[string]*process // by container and exec id
 	oom       chan string
 }
@@ -46,12 +48,24 @@ func (p *process) change(f func()) {
 	p.more = make(chan struct{})
 }
 
-func (p *pod) CreateContainer(context.Context, *agent.CreateContainerRequest) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, nil
+func (p *pod) CreateContainer(ctx context.Context, r *agent.CreateContainerRequest) (*emptypb.Empty, error) {
+	if p.guest == nil {
+		return &emptypb.Empty{}, nil
+	}
+	p.mu.Lock()
+	p.secrets[r.ContainerId] = r.GetOCI().GetAnnotations()[SecretAnnotation]
+	p.mu.Unlock()
+	return &emptypb.Empty{}, p.guest.pull(ctx, r)
 }
 
-func (p *pod) StartContainer(context.Context, *agent.StartContainerRequest) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, nil
+func (p *pod) StartContainer(ctx context.Context, r *agent.StartContainerRequest) (*emptypb.Empty, error) {
+	p.mu.Lock()
+	secret := p.secrets[r.ContainerId]
+	p.mu.Unlock()
+	if secret == "" {
+		return &emptypb.Empty{}, nil
+	}
+	return &emptypb.Empty{}, p.guest.fetch(ctx, r.ContainerId, secret)
 }
 
 func (p *pod) RemoveContainer(context.Context, *agent.RemoveContainerRequest) (*emptypb.Empty, error) {

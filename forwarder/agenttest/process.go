@@ -11,16 +11,19 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
 	"testing"
 )
 
 // The environment of a child: what to listen on, what to write the journal to,
-// and whether it is Config.Plain.
+// whether it is Config.Plain, and what of a Guest it has, its socket of the data hub,
+// network namespace and directory of containers, separated by commas.
 const (
 	socketEnv  = "SEALPOD_AGENTTEST_SOCKET"
 	journalEnv = "SEALPOD_AGENTTEST_JOURNAL"
 	plainEnv   = "SEALPOD_AGENTTEST_PLAIN"
+	guestEnv   = "SEALPOD_AGENTTEST_GUEST"
 )
 
 // Main is for the beginning of TestMain: in a child that StartProcess made it
@@ -49,6 +52,9 @@ func serveChild(path string) error {
 		}
 		defer f.Close()
 		cfg.Journal = f
+	}
+	if f := strings.Split(os.Getenv(guestEnv), ","); len(f) == 3 {
+		cfg.Guest = &Guest{Hub: f[0], Namespace: f[1], Containers: f[2]}
 	}
 	// As the unit of kata-agent does after an agent that was killed.
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

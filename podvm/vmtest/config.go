@@ -31,6 +31,9 @@ type Config struct {
 	// instead of our kernel and init. What Cmd, Env, Files and KernelArgs say is
 	// in the image: see ImageTree.
 	Boot *Disk
+	// After is a file in the guest's image, which takes Boot, that Cmd waits for
+	// without taking the machine's time, though not for ever; empty is none.
+	After string
 	// Files are put into the guest: absolute path there, path of a regular
 	// file here. Permission bits are kept, the owner is root.
 	Files map[string]string

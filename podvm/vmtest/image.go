@@ -87,8 +87,8 @@ StandardError=journal+console
 `
 
 // ImageTree makes a directory that goes over the root file system of an image
-// whose machine is to run c.Cmd once it has reached multi-user.target, and to
-// power itself off after that.
+// whose machine is to run c.Cmd once it has reached multi-user.target and c.After
+// is there, and to power itself off after that.
 func ImageTree(t testing.TB, c Config) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -102,7 +102,7 @@ func ImageTree(t testing.TB, c Config) string {
 			t.Fatal(err)
 		}
 	}
-	job, err := json.Marshal(wire.Job{Args: c.Cmd, Env: append(guestEnv(), c.Env...)})
+	job, err := json.Marshal(wire.Job{Args: c.Cmd, Env: append(guestEnv(), c.Env...), After: c.After})
 	if err != nil {
 		t.Fatal(err)
 	}

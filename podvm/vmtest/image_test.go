@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sealpod/sealpod/forwarder/agenttest"
 	"github.com/sealpod/sealpod/podvm/image"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
@@ -72,8 +73,21 @@ func installed(t *testing.T) string {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	info, err := os.Stat(filepath.Join(dir, "usr/local/bin/sealpod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Size() > maxBinary {
+		t.Errorf("sealpod has %d bytes, at most %d are wanted", info.Size(), maxBinary)
+	}
+	binarySize.Do(func() { t.Logf("FIGURE sealpod has %.1f MB", float64(info.Size())/1e6) })
 	return dir
 }
+
+// maxBinary is the most bytes that sealpod may have.
+const maxBinary = 35_000_000
+
+var binarySize sync.Once
 
 func productionImage(t *testing.T) *image.Result {
 	t.Helper()
@@ -90,6 +104,8 @@ func imageWithTests(t *testing.T) *image.Result {
 	needImages(t)
 	testImage.Do(func() {
 		c := guest(t, "TestInGuestImage.*")
+		c.After = containersDir + appContainer + "/" + agenttest.RootFSFile
+		c.Env = []string{checkEnv + "=" + os.Getenv(checkEnv)}
 		testImage.Result, testImage.err = buildImage(t, "tests", installed(t), standIn(t), ImageTree(t, c))
 	})
 	if testImage.err != nil {
@@ -104,26 +120,45 @@ const grown = 1 << 30
 func TestImageBoots(t *testing.T) {
 	t.Parallel()
 	r := imageWithTests(t)
-	p := newPod(t)
-	disk, tpm := CopyDisk(t, r.Raw, grown), NewTPM(t)
-	// The second time, scratch storage has a volume whose key is gone.
-	for _, boot := range []string{"first", "second"} {
-		t.Run(boot, func(t *testing.T) { bootPod(t, r, p, disk, tpm) })
+	o := newOwner(t)
+	p := newPod(t, o)
+	chip, key := newAttestingTPM(t)
+	o.expect(t, r.Measurements, key, p.pcr8())
+	m := machine{disk: CopyDisk(t, r.Raw, grown), tpm: chip, data: []*Disk{NewDisk(t, 128<<20), NewDisk(t, 256<<20)}}
+	// The second time, scratch storage has a volume whose key is gone, and the cloud
+	// volume one whose data is to be there.
+	for i, boot := range []string{"first", "second"} {
+		t.Run(boot, func(t *testing.T) {
+			out := bootPod(t, r, p, m)
+			if want := []string{newLedger, keptLedger}[i]; !strings.Contains(out, want) {
+				t.Errorf("the data of the cloud volume: no %q", want)
+			}
+		})
 	}
 }
 
-func bootPod(t *testing.T, r *image.Result, p *pod, disk *Disk, tpm *TPM) {
+// machine is the hardware that both boots have.
+type machine struct {
+	disk *Disk
+	tpm  *TPM
+	data []*Disk
+}
+
+func bootPod(t *testing.T, r *image.Result, p *pod, m machine) (out string) {
 	t.Helper()
-	vm := Start(t, Config{Boot: disk, TPM: tpm, Ports: []int{15150}, Memory: 2048, Timeout: 6 * time.Minute, Devices: p.cdrom()})
+	vm := Start(t, Config{Boot: m.disk, TPM: m.tpm, Disks: m.data, Ports: []int{15150}, Memory: 2048, Timeout: 6 * time.Minute, Devices: p.cdrom()})
 	if err := p.createSandbox(t.Context(), vm); err != nil {
 		t.Errorf("creating a sandbox: %v", err)
 	} else {
+		if err := p.runContainers(t.Context(), vm); err != nil {
+			t.Errorf("running containers: %v", err)
+		}
 		p.refusesStrangers(t, vm)
 	}
 	if err := vm.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	out := vm.Output()
+	out = vm.Output()
 	if passed, problem := summary(out); problem != "" {
 		t.Errorf("%s\n%s", problem, out)
 	} else {
@@ -151,7 +186,8 @@ func bootPod(t *testing.T, r *image.Result, p *pod, disk *Disk, tpm *TPM) {
 		}
 	}
 	up, _ := vm.Boot()
-	t.Logf("FIGURE power-on to multi-user.target %v, firmware included", up.Round(time.Millisecond))
+	t.Logf("FIGURE power-on to the pod's second container %v, firmware included", up.Round(time.Millisecond))
+	return out
 }
 
 // The owner's reference values come from the builder, and the machine's quote

@@ -21,8 +21,11 @@ import (
 // and a stand-in for kata-agent, and that has got user data.
 
 const (
-	agentSocket  = "/run/kata-containers/agent.sock"
-	agentJournal = "/run/kata-containers/journal"
+	containersDir = "/run/kata-containers/"
+	agentSocket   = containersDir + "agent.sock"
+	agentJournal  = containersDir + "journal"
+	// The containers that the host makes.
+	firstContainer, appContainer = "first", "app"
 	// sandboxCall is the call that the host makes.
 	sandboxCall = "sandbox"
 	// upTime is for things to come up.
@@ -85,20 +88,6 @@ func TestInGuestImagePodHostCreatesASandbox(t *testing.T) {
 	})
 }
 
-func TestInGuestImagePodTimes(t *testing.T) {
-	inGuest(t)
-	at := map[string]float64{}
-	for _, unit := range append([]string{"process-user-data"}, daemons...) {
-		us, err := strconv.ParseFloat(property(t, unit, "ActiveEnterTimestampMonotonic"), 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		at[unit] = us / 1e6
-		fmt.Printf("FIGURE kernel start to %s %.2f s\n", unit, at[unit])
-	}
-	fmt.Printf("FIGURE user data to forwarder %.2f s\n", at["agent-protocol-forwarder"]-at["process-user-data"])
-}
-
 func TestInGuestImagePodFilesAreThere(t *testing.T) {
 	inGuest(t)
 	for _, name := range []string{"aa.toml", "cdh.toml", "policy.rego", "apf.json", "auth.json", "initdata", "initdata.digest"} {
@@ -136,7 +125,6 @@ func TestInGuestImagePodNetworkIsThere(t *testing.T) {
 
 const podAddress = "10.244.1.5/24"
 
-// Only the relying party and hardware are missing in this machine.
 func TestInGuestImagePodDoctorIsContent(t *testing.T) {
 	inGuest(t)
 	out, err := exec.CommandContext(t.Context(), "/usr/local/bin/sealpod", "doctor", "--json").Output()
@@ -154,8 +142,11 @@ func TestInGuestImagePodDoctorIsContent(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, c := range doc.Checks {
-		if c.Status == "failed" && c.Check != "kbs" {
+		switch c.Status {
+		case "failed":
 			t.Errorf("%s: %+v", c.Check, c.Findings)
+		case "warning":
+			fmt.Printf("NOTE doctor on %s: %+v\n", c.Check, c.Findings)
 		}
 	}
 }

@@ -29,11 +29,13 @@ import (
 
 	"github.com/sealpod/sealpod/api/agent"
 	"github.com/sealpod/sealpod/forwarder/agenttest"
+	"github.com/sealpod/sealpod/podvm"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // pod is what cloud-api-adaptor makes for a machine, and its side of TLS.
 type pod struct {
+	owner    *owner
 	iso      string
 	initData string // TOML
 	tls      *tls.Config
@@ -48,21 +50,30 @@ const (
 // newPod makes a pod's user data on a disk of the label cidata, as the libvirt
 // provider does.
 // Source: cloud-api-adaptor src/cloud-api-adaptor/pkg/adaptor/cloud at fbdde756.
-func newPod(t *testing.T) *pod {
+func newPod(t *testing.T, o *owner) *pod {
 	t.Helper()
-	p := &pod{initData: `algorithm = "sha256"
+	p := &pod{owner: o, initData: `algorithm = "sha256"
 version = "0.1.0"
 
 [data]
 "aa.toml" = '''
 [token_configs.kbs]
-url = "http://` + hostIP + `:1"
+url = "http://` + hostIP + `:` + o.kbs + `"
+[attester]
+allow = ["tpm"]
 '''
 "cdh.toml" = '''
 socket = "unix:///run/confidential-containers/cdh.sock"
 [kbc]
 name = "cc_kbc"
-url = "http://` + hostIP + `:1"
+url = "http://` + hostIP + `:` + o.kbs + `"
+[image]
+image_security_policy_uri = "kbs:///` + imagePolicy + `"
+[[image.registry_config.registry]]
+location = "` + hostIP + `:` + o.registry + `"
+insecure = true
+[cloud_volumes]
+keys = ["kbs:///` + volumeKey + `"]
 '''
 "policy.rego" = '''
 package agent_policy
@@ -146,22 +157,66 @@ func (p *pod) createSandbox(ctx context.Context, vm *VM) error {
 	}
 }
 
-func (p *pod) try(ctx context.Context, vm *VM) error {
+// dial connects as cloud-api-adaptor does.
+func (p *pod) dial(ctx context.Context, vm *VM) (*ttrpc.Client, error) {
 	addr, err := vm.Addr(ctx, 15150)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	conn, err := (&tls.Dialer{Config: p.tls}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return ttrpc.NewClient(conn), nil
+}
+
+func (p *pod) try(ctx context.Context, vm *VM) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	conn, err := (&tls.Dialer{Config: p.tls}).DialContext(ctx, "tcp", addr)
+	client, err := p.dial(ctx, vm)
 	if err != nil {
 		return err
 	}
-	client := ttrpc.NewClient(conn)
 	defer client.Close()
 	ctx = agenttest.With(ctx, agenttest.AskID, sandboxCall)
 	_, err = agent.NewAgentServiceClient(client).CreateSandbox(ctx, &agent.CreateSandboxRequest{SandboxId: "test", Dns: []string{"nameserver 192.0.2.1"}})
 	return err
+}
+
+// runContainers makes one container that asks for a secret, and one of the sealed
+// image with an encrypted cloud volume.
+func (p *pod) runContainers(ctx context.Context, vm *VM) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	client, err := p.dial(ctx, vm)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	a := agent.NewAgentServiceClient(client)
+	if _, err := a.CreateContainer(ctx, &agent.CreateContainerRequest{
+		ContainerId: firstContainer,
+		OCI:         &agent.Spec{Linux: &agent.Linux{}, Annotations: map[string]string{agenttest.SecretAnnotation: ownersSecret}},
+	}); err != nil {
+		return fmt.Errorf("the first container: %w", err)
+	}
+	if _, err := a.StartContainer(ctx, &agent.StartContainerRequest{ContainerId: firstContainer}); err != nil {
+		return fmt.Errorf("the first container's secret: %w", err)
+	}
+	// Of the machine's disks, LUN 0 is /dev/vdb.
+	_, err = a.CreateContainer(ctx, &agent.CreateContainerRequest{
+		ContainerId: appContainer,
+		Storages:    []*agent.Storage{{Driver: "image_guest_pull", Source: p.owner.image(), MountPoint: containersDir + appContainer + "/rootfs"}},
+		OCI: &agent.Spec{
+			Linux:       &agent.Linux{},
+			Mounts:      []*agent.Mount{{Destination: "/data", Source: "/var/lib/data", Type: "bind"}},
+			Annotations: map[string]string{"io.confidentialcontainers.org.cloud_volumes": `{"data": {"mount_point": "/data", "lun": "0", "encrypt_type": "luks2", "key_id": "` + volumeKey + `"}}`},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("the container of the sealed image: %w", err)
+	}
+	return nil
 }
 
 // strangers reach the port and nothing behind it.
@@ -238,7 +293,8 @@ func standIn(t *testing.T) string {
 	if err := os.MkdirAll(filepath.Dir(conf), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(conf, []byte("[Service]\nEnvironment=SEALPOD_AGENTTEST_SOCKET="+agentSocket+" SEALPOD_AGENTTEST_JOURNAL="+agentJournal+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(conf, []byte("[Service]\nEnvironment=SEALPOD_AGENTTEST_SOCKET="+agentSocket+" SEALPOD_AGENTTEST_JOURNAL="+agentJournal+
+		" SEALPOD_AGENTTEST_GUEST="+podvm.CDHSocket+",/run/netns/podns,"+containersDir+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return dir

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,6 +42,28 @@ func run() error {
 	return errors.Join(err, events.Encode(wire.Event{Exit: &exit}), guest.Taken(host))
 }
 
+// await waits for a file, and no longer than a program that says what is missing
+// needs it to.
+func await(path string) {
+	if path == "" {
+		return
+	}
+	late := time.NewTimer(wire.AfterTime * time.Second)
+	defer late.Stop()
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+		select {
+		case <-again.C:
+		case <-late.C:
+			return
+		}
+	}
+}
+
 func work(events *json.Encoder) (status int, err error) {
 	raw, err := os.ReadFile(wire.JobPath)
 	if err != nil {
@@ -50,6 +73,7 @@ func work(events *json.Encoder) (status int, err error) {
 	if err := json.Unmarshal(raw, &job); err != nil {
 		return 0, fmt.Errorf("parsing the job: %w", err)
 	}
+	await(job.After)
 	now := guest.Uptime()
 	if err := events.Encode(wire.Event{Ready: &wire.Ready{Init: now, Program: now}}); err != nil {
 		return 0, fmt.Errorf("telling the host: %w", err)

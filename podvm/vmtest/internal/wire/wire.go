@@ -12,6 +12,8 @@ const (
 	ModuleDir = "/vmtest/modules"
 	// PortName is the name of the virtio-serial port that events go to.
 	PortName = "vmtest.events"
+	// AfterTime is in seconds.
+	AfterTime = 150
 	// GuestIP is the guest's address; the network is /24, the host is its .2.
 	GuestIP = "10.0.2.15"
 	// OutputSize is the most output in one Event, in bytes.
@@ -26,6 +28,9 @@ type Job struct {
 	Args []string `json:"args"`
 	// Env is its whole environment, as NAME=value.
 	Env []string `json:"env"`
+	// After is a file of the guest that the program waits for, AfterTime at most;
+	// empty is none.
+	After string `json:"after,omitempty"`
 }
 
 // Event is what the guest says; one of its fields is set.
