@@ -69,7 +69,7 @@ func stopped(t *testing.T, do func(t *testing.T, p pipes)) {
 		p := pipes{make(chan net.Conn), make(chan struct{})}
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
-		go func() { done <- Serve(ctx, p, h, cdhtest.Quiet) }()
+		go func() { done <- Serve(ctx, p, NewProbe(), h, cdhtest.Quiet) }()
 		do(t, p)
 		cancel()
 		if err := <-done; err != nil {

@@ -92,7 +92,7 @@ func (w *world) serveOn(t testing.TB, l net.Listener, h *Handler) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, l, h, cdhtest.Quiet) }()
+	go func() { done <- Serve(ctx, l, NewProbe(), h, cdhtest.Quiet) }()
 	w.http.Transport = &http.Transport{}
 	t.Cleanup(func() {
 		w.http.CloseIdleConnections()

@@ -24,9 +24,9 @@ const (
 	drainTime    = 20 * time.Second
 )
 
-// Serve answers HTTP/1 on l until ctx ends; then it lets running requests
-// finish for up to 20 s and returns nil.
-func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+// Serve answers HTTP/1 on l, and probe, until ctx ends; then it lets running
+// requests finish for up to 20 s and returns nil.
+func Serve(ctx context.Context, l net.Listener, probe *Probe, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
 		Handler: h,
 		// "OPTIONS *" is for the handler, which knows who may ask.
@@ -37,11 +37,12 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		MaxHeaderBytes:               maxHeader,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- srv.Serve(netutil.LimitListener(l, maxConns)) }()
+	go func() { done <- srv.Serve(probe) }()
 	select {
 	case err := <-done:
-		return fmt.Errorf("serving %s: %w", l.Addr(), err)
+		return errors.Join(fmt.Errorf("serving %s: %w", l.Addr(), err), srv.Close())
 	case <-ctx.Done():
 	}
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
@@ -51,8 +52,10 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		log.Warn("Requests still running at shutdown are cut off")
 		err = srv.Close()
 	}
-	if e := <-done; !errors.Is(e, http.ErrServerClosed) {
-		err = errors.Join(err, e)
+	for range cap(done) {
+		if e := <-done; !errors.Is(e, http.ErrServerClosed) {
+			err = errors.Join(err, e)
+		}
 	}
 	return err
 }

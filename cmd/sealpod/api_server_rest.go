@@ -83,10 +83,9 @@ func (f restFlags) run() error {
 		defer stop()
 		watched := metrics.Listen(ctx, shown, "", h.Metrics(), func() any { return h.Status() }, log)
 		watching.Go(func() { watched.Serve(ctx) })
-		watching.Go(func() {
-			notify.Serving(ctx, log, func(ctx context.Context) error { return rest.Answers(ctx, l.Addr()) })
-		})
-		return rest.Serve(ctx, l, h, log)
+		probe := rest.NewProbe()
+		watching.Go(func() { notify.Serving(ctx, log, probe.Answers) })
+		return rest.Serve(ctx, l, probe, h, log)
 	})
 }
 
