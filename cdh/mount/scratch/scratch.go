@@ -18,8 +18,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -89,7 +91,7 @@ func (s *storage) mount(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.clear(ctx, device); err != nil {
+	if err := s.clear(ctx, device, number); err != nil {
 		return fmt.Errorf("preparing %s: %w", device, err)
 	}
 	// Nothing here outlives a crash, so there is no use for a journal.
@@ -156,8 +158,9 @@ func (s *storage) labelled() ([]string, error) {
 }
 
 // clear takes away the file system that systemd-repart made, which is what the
-// label says. Package luks refuses anything else.
-func (s *storage) clear(ctx context.Context, device string) (err error) {
+// label says, while it is empty. Package luks refuses anything else. number is the
+// device's, 0 for a file.
+func (s *storage) clear(ctx context.Context, device string, number uint64) (err error) {
 	out, err := s.run.Run(ctx, nil, "blkid", "--probe", "--output", "export", "--", device)
 	var exit *tool.ExitError
 	if errors.As(err, &exit) {
@@ -177,6 +180,16 @@ func (s *storage) clear(ctx context.Context, device string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Rdev != number {
+		return fmt.Errorf("%w: %s is another device by now", ErrDevice, device)
+	}
+	if empty, err := isEmpty(f); err != nil || !empty {
+		return err
+	}
 	s.Log.Info("Clearing the file system that stands for scratch storage", "device", device)
 	if _, err := f.WriteAt(make([]byte, superblocks), 0); err != nil {
 		return err
@@ -196,4 +209,23 @@ func isPlaceholder(out []byte) bool {
 	}
 	_, table := values["PTTYPE"]
 	return values["TYPE"] == "ext4" && values["LABEL"] == Label && !table
+}
+
+// isEmpty tells whether the ext4 in f has no files. One that was not unmounted does
+// not say, and counts as one that has.
+// Source: Linux Documentation/filesystems/ext4/super.rst at v6.12.
+func isEmpty(f io.ReaderAt) (bool, error) {
+	var super [1024]byte
+	if _, err := f.ReadAt(super[:], 1024); err != nil {
+		return false, err
+	}
+	le := binary.LittleEndian
+	const magic, clean, firstInode, orphanFile, recover = 0xef53, 1, 11, 0x1000, 0x4
+	made := uint32(firstInode) // reserved ones, and that of lost+found
+	if le.Uint32(super[0x5c:])&orphanFile != 0 {
+		made++
+	}
+	inodes, free := le.Uint32(super[0x0:]), le.Uint32(super[0x10:])
+	return le.Uint16(super[0x38:]) == magic && le.Uint16(super[0x3a:]) == clean && le.Uint32(super[0x60:])&recover == 0 &&
+		le.Uint32(super[0x54:]) == firstInode && inodes-free == made, nil
 }

@@ -31,9 +31,9 @@ func image(t *testing.T, label string) string {
 	return path
 }
 
-func ext4(t *testing.T, device, label string) {
+func ext4(t *testing.T, device, label string, options ...string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), testenv.Tool(t, "mkfs.ext4"), "-q", "-F", "-L", label, device)
+	cmd := exec.CommandContext(t.Context(), testenv.Tool(t, "mkfs.ext4"), append(options, "-q", "-F", "-L", label, device)...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -49,7 +49,7 @@ func TestOnlyThePlaceholderIsCleared(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := newStorage(Config{})
-			if err := s.clear(t.Context(), disk); err != nil {
+			if err := s.clear(t.Context(), disk, 0); err != nil {
 				t.Fatal(err)
 			}
 			found, err := s.run.Signature(t.Context(), disk)
@@ -64,6 +64,57 @@ func TestOnlyThePlaceholderIsCleared(t *testing.T) {
 				t.Errorf("found %q, changed: %v", found, !bytes.Equal(before, after))
 			}
 		})
+	}
+}
+
+// Whoever gives the label to a disk with files does not mean to lose them.
+func TestOnlyAnEmptyFileSystemIsCleared(t *testing.T) {
+	testenv.Tool(t, "blkid")
+	files := t.TempDir()
+	if err := os.WriteFile(filepath.Join(files, "letter"), []byte("dear"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	set := func(at int64, b ...byte) func(*os.File) error {
+		return func(f *os.File) error { _, err := f.WriteAt(b, 1024+at); return err }
+	}
+	for name, c := range map[string]struct {
+		options []string
+		change  func(*os.File) error
+		cleared bool
+	}{
+		"empty":                        {cleared: true},
+		"empty, with an orphan file":   {options: []string{"-O", "orphan_file"}, cleared: true},
+		"empty, without a journal":     {options: []string{"-O", "^has_journal"}, cleared: true},
+		"with a file":                  {options: []string{"-d", files}},
+		"with a file and without more": {options: []string{"-d", files, "-O", "^has_journal"}},
+		"not unmounted":                {change: set(0x3a, 0, 0), options: []string{"-O", "^metadata_csum"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk := image(t, "")
+			ext4(t, disk, Label, c.options...)
+			f, err := os.OpenFile(disk, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if c.change != nil {
+				if err := c.change(f); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := newStorage(Config{})
+			if err := s.clear(t.Context(), disk, 0); err != nil {
+				t.Fatal(err)
+			}
+			found, err := s.run.Signature(t.Context(), disk)
+			if err != nil || (found == "") != c.cleared {
+				t.Errorf("%q is left, %v", found, err)
+			}
+		})
+	}
+	disk := image(t, Label)
+	if err := newStorage(Config{}).clear(t.Context(), disk, 1); !errors.Is(err, ErrDevice) {
+		t.Errorf("another device than the one that was found: %v", err)
 	}
 }
 
