@@ -190,7 +190,9 @@ func (f *file) object() source.Object {
 }
 
 // isCommit tells whether s is a digest of git's or SHA-256, in hex.
-func isCommit(s string) bool { return len(s) >= 40 && len(s) <= 64 && strings.Trim(s, "0123456789abcdef") == "" }
+func isCommit(s string) bool {
+	return len(s) >= 40 && len(s) <= 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
 
 // parseModel reads what the hub says about a revision.
 // Source: huggingface_hub src/huggingface_hub/hf_api.py, ModelInfo and

@@ -93,3 +93,13 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// Trust is a client's configuration that trusts the certificate in dir.
+func Trust(t testing.TB, dir string) *tls.Config {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(dir, "cabundle.crt"))
+	must(t, err)
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(raw)
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+}
