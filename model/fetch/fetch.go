@@ -36,8 +36,9 @@ import (
 const (
 	// piece is what a worker holds of a file at a time: one segment.
 	piece = sealed.SegmentSize
-	// runPieces is how many pieces one request asks for.
-	runPieces = 8
+	// runPieces is how many pieces one request asks for. A kill costs what the
+	// workers have asked for.
+	runPieces = 4
 	// MaxWorkers bounds the requests at once, and with them memory: each has a
 	// piece and the buffers of a connection.
 	MaxWorkers = 64
