@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sealpod/sealpod/model/source"
+	"github.com/sealpod/sealpod/model/source/azblob"
 	"github.com/sealpod/sealpod/model/source/gcs"
 	"github.com/sealpod/sealpod/model/source/hf"
 	"github.com/sealpod/sealpod/model/source/local"
@@ -34,6 +35,7 @@ var kinds = []kind{
 	{form(`hdfs://|webhdfs://`), refuse("Hadoop (hdfs, webhdfs)")},
 	{form(`modelscope://|ms://`), refuse("ModelScope")},
 	{form(`git://|git\+|ssh://|https?://[^?#]+\.git(?:[/?#@]|$)`), refuse("git")},
+	{form(azblob.Form), as(azblob.New)},
 	{form(`https://[^/]+\.file\.core\.windows\.net/|https://[^/]+\.z[0-9]{1,2}\.file\.storage\.azure\.net/`), refuse("Azure Files")},
 	{form(`pvc://`), refuse("a volume claim, which KServe mounts itself (pvc)")},
 	{form(`https?://`), as(web.New)},
