@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/sealpod/sealpod/podvm/hostrun"
 )
 
 // unit is a unit file: the values of "Section.Key" in order.
@@ -133,7 +135,8 @@ func TestMountsAreShared(t *testing.T) {
 	}
 	for _, name := range []string{"confidential-data-hub", "agent-protocol-forwarder"} {
 		u := readUnit(t, name+".service")
-		for _, fact := range []string{"Service.ExecStartPre=lend-run", "Service.NotifyAccess=exec", "Service.FileDescriptorStoreMax=1"} {
+		for _, fact := range []string{"Service.ExecStartPre=lend-run", "Service.NotifyAccess=exec", "Service.FileDescriptorStoreMax=1",
+			"Service.Environment=" + hostrun.Env + "=yes"} {
 			if key, value, _ := strings.Cut(fact, "="); !u.has(key, value) {
 				t.Errorf("%s has mounts of its own and not %s", name, fact)
 			}

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/sealpod/sealpod/cdh/mount/luks"
 	"github.com/sealpod/sealpod/cdh/mount/oss"
 	"github.com/sealpod/sealpod/cdh/mount/zfs"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/hostrun"
 	"github.com/sealpod/sealpod/podvm/tool"
 )
 
@@ -83,6 +85,9 @@ func (m *Mounter) Mount(ctx context.Context, req Request) error {
 	point, err := mountPoint(req.MountPoint)
 	if err != nil {
 		return fmt.Errorf("reading the request: %w", err)
+	}
+	if m.host.Getenv(hostrun.Env) != "" && !strings.HasPrefix(point, "/run/") {
+		return fmt.Errorf("reading the request: %w", tool.Option("mount_point: nobody but the data hub would see what is mounted outside of /run"))
 	}
 	o, err := newOptions(req.Options)
 	if err != nil {

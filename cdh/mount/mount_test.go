@@ -10,6 +10,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/hostrun"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -34,4 +35,19 @@ func newMounter(t *testing.T, root string, k keys) (*Mounter, *strings.Builder) 
 		t.Fatal(err)
 	}
 	return m, log
+}
+
+// Where the data hub has the machine's /run and else mounts of its own, a mount
+// elsewhere would succeed and be nobody's.
+func TestMountPointsThatNobodyWouldSee(t *testing.T) {
+	for point, refused := range map[string]bool{"/mnt/data": true, "/tmp/x": true, "/runaway": true, "/run": true, "/run/../mnt": true, "/run/kata-containers/image": false} {
+		m, err := New(Config{Keys: keys{}, Host: podvm.Host{Root: t.TempDir(), LookupEnv: func(n string) (string, bool) { return "yes", n == hostrun.Env }}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = m.Mount(t.Context(), Request{VolumeType: "other", MountPoint: point})
+		if err == nil || strings.Contains(err.Error(), "/run") != refused {
+			t.Errorf("%s: %v", point, err)
+		}
+	}
 }

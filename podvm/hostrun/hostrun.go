@@ -6,12 +6,12 @@
 // not the other way round, even for commands with "+". So a step before the daemon
 // enters the namespace of process 1 and lends its /run: it clones the mounts into
 // a detached tree, whose mounts stay peers of the machine's, and leaves its
-// descriptor with systemd. The daemon takes the
-// descriptor and puts the tree over its own /run. From then on whatever either
-// side mounts or unmounts below /run, the other does too.
+// descriptor with systemd. The daemon takes the descriptor and puts the tree over
+// its own /run. From then on whatever either side mounts or unmounts below /run,
+// the other does too. What a daemon mounts elsewhere, it alone sees.
 //
-// Data path: units of daemons that mount have "ExecStartPre=+sealpod lend-run",
-// those daemons call Take first of all.
+// Data path: units of daemons that mount have "ExecStartPre=+sealpod lend-run" and
+// set Env; those daemons call Take first of all.
 //
 // Trust: the descriptor comes from systemd. Who could give a daemon another one
 // could as well start another program.
@@ -41,6 +41,10 @@ const (
 	// sendTime is how long systemd may take to read.
 	sendTime = 10 * time.Second
 )
+
+// Env is set by units that lend /run. With it a daemon that gets nothing does not
+// start: it would mount where nobody looks.
+const Env = "SEALPOD_LENT_RUN"
 
 // ErrNotLent says that the unit of a daemon lends /run and the daemon did not get
 // it.
@@ -125,14 +129,17 @@ func cloneHere(machine, dir string) (tree int, err error) {
 	return tree, nil
 }
 
-// Take puts the mounts that were lent over /run. Where the unit lends none, it
-// does nothing. It must come before anything that looks at /run.
+// Take puts the mounts that were lent over /run. Where the unit lends none, and
+// does not set Env, it does nothing. It must come before anything that looks at /run.
 //
 // Errors: ErrNotLent, those of move_mount(2).
 func Take() error { return take(dir, os.Getenv) }
 
 func take(dir string, getenv func(string) string) error {
 	fd, err := lentFD(getenv)
+	if err == nil && fd < 0 && getenv(Env) != "" {
+		err = fmt.Errorf("%w, although %s is set: does its unit have lend-run before it, and NotifyAccess=exec?", ErrNotLent, Env)
+	}
 	if err != nil || fd < 0 {
 		return err
 	}

@@ -189,3 +189,20 @@ func TestLendNeedsSystemd(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A daemon that was to get /run and did not would serve, and mount for itself alone.
+func TestTakeMissesWhatTheUnitLends(t *testing.T) {
+	for name, env := range map[string]map[string]string{
+		"nothing":               {Env: "yes"},
+		"something else":        {Env: "yes", "LISTEN_PID": strconv.Itoa(os.Getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "connection"},
+		"for a different pid":   {Env: "yes", "LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": fdName},
+		"and no unit that does": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := take(t.TempDir(), func(k string) string { return env[k] })
+			if errors.Is(err, ErrNotLent) != (env[Env] != "") {
+				t.Error(err)
+			}
+		})
+	}
+}
