@@ -299,6 +299,10 @@ func TestUnitsUnderSystemd(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	// Their metrics are where status looks for them.
+	if up := p.run("sealpod", "status"); strings.Count(up, "  up  ") != 4 {
+		t.Errorf("status:\n%s", up)
+	}
 	before := pids()
 	for _, i := range []int{1, 3} {
 		if !p.mountsAreShared(before[i]) {
@@ -314,5 +318,14 @@ func TestUnitsUnderSystemd(t *testing.T) {
 	p.eventually("all daemons are back", time.Minute, func() bool {
 		now := pids()
 		return len(now) == len(daemons) && !slices.ContainsFunc(now, func(pid string) bool { return slices.Contains(before, pid) })
+	})	// One that gets no /run does not start at all.
+	p.run("sh", "-c", "mkdir -p /run/systemd/system/agent-protocol-forwarder.service.d && printf '[Service]\\nExecStartPre=\\n' >/run/systemd/system/agent-protocol-forwarder.service.d/no.conf && systemctl daemon-reload")
+	p.run("systemctl", "stop", "agent-protocol-forwarder.path", "agent-protocol-forwarder")
+	p.run("systemctl", "start", "--no-block", "agent-protocol-forwarder")
+	p.eventually("the forwarder says what it lacks", time.Minute, func() bool {
+		return strings.Contains(p.run("journalctl", "--no-pager", "-u", "agent-protocol-forwarder"), "was not lent")
 	})
+	if state := p.run("systemctl", "is-active", "agent-protocol-forwarder"); state == "active" {
+		t.Error("the forwarder serves without the machine's /run")
+	}
 }
