@@ -225,6 +225,8 @@ func TestSampleStorageContainer(t *testing.T) {
 	}
 	for address, want := range map[string]bool{
 		"s3://models/granite":               true,
+		"gs://models/granite":               true,
+		"hf://acme/granite:main":            true,
 		"https://models.example/granite.gz": true,
 		"http://models.example/granite.gz":  true,
 		// KServe's own affairs, and what nobody here reads.
