@@ -8,7 +8,7 @@ LDFLAGS := -s -w -X github.com/sealpod/sealpod/podvm.version=$(VERSION)
 # The race detector needs a C compiler; everything else here does not.
 RACE := $(if $(shell command -v $(shell $(GO) env CC)),-race,)
 
-.PHONY: build install demo test test-vm image initializer-image lint fuzz bench proto clean
+.PHONY: build install demo test test-vm image initializer-image lint fuzz bench bench-model proto clean
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sealpod ./cmd/sealctl
 
@@ -94,6 +94,16 @@ bench:
 	$(GO) test -run '^$$' -bench ExecToReady -benchtime 11x $(DEMO)
 	$(GO) test -run '^$$' -bench 'IdleMemory|HundredSecrets|Pull500MB|DataHub' -benchtime 1x $(DEMO)
 	SEALPOD_BENCH_MB=$${SEALPOD_BENCH_MB:-1000} $(GO) test -run '^$$' -bench PullImages -benchtime 1x -timeout 1h $(DEMO)
+	@$(MAKE) --no-print-directory bench-model
+
+# The storage initializer beside other ways to get a model; 4 GiB of it take 26 GB
+# of the disk of TMPDIR and some minutes. Needs curl and openssl.
+AGE := v1.3.2
+bench-model: $(TOOLS)/age
+	SEALPOD_BENCH_MB=$${SEALPOD_BENCH_MB:-4096} $(GO) test -run '^$$' -bench FetchModel -benchtime 1x -timeout 1h $(DEMO)
+
+$(TOOLS)/age:
+	GOBIN=$(TOOLS) $(GO) install filippo.io/age/cmd/age@$(AGE) filippo.io/age/cmd/age-keygen@$(AGE)
 
 # Regenerates api/*.pb.go from the .proto files.
 proto:

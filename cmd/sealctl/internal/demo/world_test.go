@@ -22,6 +22,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, beRelyingParty())
 		os.Exit(1)
 	}
+	if dir := os.Getenv(envModels); dir != "" {
+		fmt.Fprintln(os.Stderr, beStore(dir))
+		os.Exit(1)
+	}
 	code := m.Run()
 	if build.path != "" {
 		_ = os.RemoveAll(filepath.Dir(build.path))
