@@ -28,7 +28,7 @@ func TestAnswerComesBeforeRefusals(t *testing.T) {
 		}()
 		return mine, nil
 	}}, tcpPair).Conn}
-	room := make(chan struct{}, maxStreams/2)
+	room := make(chan struct{}, maxHeld/2) // also before there is an agent
 	go func() {
 		for i := range uint32(streams) {
 			room <- struct{}{}
