@@ -133,17 +133,27 @@ func parseProviders(raw []byte) (sockets []string, err error) {
 
 // askProvider has one provider open the packet. The data hub's own socket means
 // this process.
-func (p providers) askProvider(ctx context.Context, socket string, packet []byte) (_ podvm.Secret, err error) {
+func (p providers) askProvider(ctx context.Context, socket string, packet []byte) (podvm.Secret, error) {
 	if socket == podvm.CDHSocket {
 		return p.deps.KeyUnwrapper.UnwrapKey(ctx, packet)
 	}
+	return SocketKeys(socket).UnwrapKey(ctx, packet)
+}
+
+// SocketKeys is the path of the socket of a key provider, such as the data hub's of
+// another process. It implements layer.Unwrapper.
+type SocketKeys string
+
+// UnwrapKey implements layer.Unwrapper. It waits 10 s for a socket that is not
+// there yet, and 50 s in all for the answer.
+func (socket SocketKeys) UnwrapKey(ctx context.Context, packet []byte) (_ podvm.Secret, err error) {
 	request, err := unwrapRequest(packet)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, providerTime)
 	defer cancel()
-	c := rpc.NewClient(socket, providerWait)
+	c := rpc.NewClient(string(socket), providerWait)
 	defer func() { err = errors.Join(err, c.Close()) }()
 	var answer podvm.Secret
 	err = c.Do(ctx, func(c *ttrpc.Client) error {
@@ -153,8 +163,8 @@ func (p providers) askProvider(ctx context.Context, socket string, packet []byte
 		return err
 	})
 	if err != nil {
-		return nil, podvm.Explain(fmt.Errorf("asking the key provider at %s: %w", socket, err),
-			"the key provider at "+podvm.Printable(socket, 200)+" did not open the wrapped key")
+		return nil, podvm.Explain(fmt.Errorf("asking the key provider at %s: %w", string(socket), err),
+			"the key provider at "+podvm.Printable(string(socket), 200)+" did not open the wrapped key")
 	}
 	defer answer.Wipe()
 	return unwrapAnswer(answer)

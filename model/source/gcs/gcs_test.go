@@ -114,7 +114,7 @@ func (c *cloud) list(w http.ResponseWriter, prefix, most, token string) {
 
 // token checks the claim with another implementation.
 func (c *cloud) token(w http.ResponseWriter, r *http.Request) {
-	sig, err := jose.ParseSigned(r.PostFormValue("assertion"), []jose.SignatureAlgorithm{jose.RS256})
+	sig, err := jose.ParseSignedCompact(r.PostFormValue("assertion"), []jose.SignatureAlgorithm{jose.RS256})
 	if err != nil {
 		c.t.Fatal(err)
 	}
