@@ -3,6 +3,7 @@ package demo
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/go-jose/go-jose/v4"
 
 	"github.com/sealpod/sealpod/model/sealed"
 	"github.com/sealpod/sealpod/model/sealed/seal"
@@ -206,8 +209,39 @@ func TestModelsForKServe(t *testing.T) {
 		sameFiles(t, dest, dir, true)
 		t.Logf("%s: %s", name, lastLine(out))
 	}
+	t.Run("JWE", func(t *testing.T) { w.jwe(t, gw) })
 	t.Run("killed 20 times", func(t *testing.T) { w.killed(t, gw, caikit) })
 	t.Run("refused", func(t *testing.T) { w.refused(t, gw) })
+}
+
+// jwe is a confidential model as KServe has them.
+func (w *world) jwe(t *testing.T, gw *s3test.Server) {
+	key := seal.NewKey()
+	e, err := jose.NewEncrypter(jose.A256GCM, jose.Recipient{Algorithm: jose.A256KW, Key: []byte(key)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := bytes.Repeat([]byte("weights "), 1<<18)
+	o, err := e.Encrypt(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := o.CompactSerialize()
+	if err == nil {
+		err = w.admin.SetResource(t.Context(), resourceOwner+"/models/jwe", podvm.Secret(base64.RawURLEncoding.EncodeToString(key)))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw.Put(t, "models", "jwe/1/model.onnx.jwe", []byte(text))
+	dest := volume(t)
+	if out, err := w.initContainer(t, gw, "s3://models/jwe", dest, resourceOwner+"/models/jwe").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	got, err := os.ReadFile(filepath.Join(dest, "1", "model.onnx"))
+	if left, lerr := os.ReadDir(filepath.Join(dest, "1")); err != nil || !bytes.Equal(got, plain) || lerr != nil || len(left) != 1 {
+		t.Errorf("%d bytes, %v, %v, %v", len(got), left, err, lerr)
+	}
 }
 
 func lastLine(out []byte) string {
@@ -228,7 +262,7 @@ func (w *world) killed(t *testing.T, gw *s3test.Server, original string) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(time.Duration(rand.IntN(250))*time.Millisecond, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+		timer := time.AfterFunc(time.Duration(rand.IntN(150))*time.Millisecond, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
 		err := cmd.Wait()
 		timer.Stop()
 		status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
