@@ -318,7 +318,7 @@ func TestUnitsUnderSystemd(t *testing.T) {
 	p.eventually("all daemons are back", time.Minute, func() bool {
 		now := pids()
 		return len(now) == len(daemons) && !slices.ContainsFunc(now, func(pid string) bool { return slices.Contains(before, pid) })
-	})	// One that gets no /run does not start at all.
+	}) // One that gets no /run does not start at all.
 	p.run("sh", "-c", "mkdir -p /run/systemd/system/agent-protocol-forwarder.service.d && printf '[Service]\\nExecStartPre=\\n' >/run/systemd/system/agent-protocol-forwarder.service.d/no.conf && systemctl daemon-reload")
 	p.run("systemctl", "stop", "agent-protocol-forwarder.path", "agent-protocol-forwarder")
 	p.run("systemctl", "start", "--no-block", "agent-protocol-forwarder")
