@@ -127,11 +127,10 @@ func TestKilledAtAnyStep(t *testing.T) {
 				for o.KillAt = 1; killed(t, o); o.KillAt++ {
 					n = setup()
 					l.same(clean, fmt.Sprintf("killed at step %d of %s", o.KillAt, what))
-					if !o.Close {
+					if !o.Close { // what Close leaves of this is seen at the end
 						if err := n.Close(t.Context()); err != nil {
 							t.Fatal(err)
 						}
-						l.same(before, fmt.Sprintf("closed after a kill at step %d", o.KillAt))
 					}
 				}
 				t.Logf("%s: %d steps", what, o.KillAt-1)

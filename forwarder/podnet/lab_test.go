@@ -182,13 +182,13 @@ func (l *lab) in(ns string, args ...string) string {
 
 // volatile is what the kernel numbers, draws or measures, and what a link-local
 // address brings along when nobody objected for a second.
-var volatile = regexp.MustCompile(`(?m)^\d+: |@if\d+| tentative| dadfailed|\[\d+:\d+\]|^#.*\n|^\s+(RX|TX).*\n|link-netns \S+|link-netnsid \d+|^local fe80::.*\n?`)
+var volatile = regexp.MustCompile(`(?m)^\d+: |@if\d+| tentative| dadfailed|\[\d+:\d+\]|^#.*\n|^\s+(RX|TX).*\n|link-netns \S+|link-netnsid \d+|^local fe80::.*\n?|^(eth0|imds|veth-imds)/.*\n`)
 
-// show prints all there is to see of a namespace's network.
+// show prints all there is to see of a namespace's network, with few programs: it
+// is run hundreds of times.
 const show = `
-ip -o -d link; echo ==; ip -o addr; echo ==; ip -4 route show table all; echo ==; ip -6 route show table all; echo ==
-ip neigh show nud permanent; echo ==; ip rule; echo ==
-cd /proc/sys/net/ipv4/conf; grep -H . */forwarding */proxy_arp | grep -v '^eth0\|^imds\|^veth-imds'; echo ==
+ip -o -d link; printf 'addr\nroute show table all\nneigh show nud permanent\nrule\n' | ip -o -batch -; ip -6 route show table all
+cd /proc/sys/net/ipv4/conf; grep -H . */forwarding */proxy_arp; echo ==
 nft list ruleset; iptables-legacy-save; ip6tables-legacy-save`
 
 // snapshot is the network of the VM and of the pod. Lines are sorted but for
@@ -197,14 +197,10 @@ func (l *lab) snapshot() string {
 	l.t.Helper()
 	var all strings.Builder
 	for _, ns := range []string{l.vm, l.pod} {
-		parts := strings.Split(volatile.ReplaceAllString(l.in(ns, "sh", "-c", show), ""), "==\n")
-		for i, p := range parts {
-			lines := strings.Split(p, "\n")
-			if i < len(parts)-1 {
-				slices.Sort(lines)
-			}
-			fmt.Fprintf(&all, "== %s %d%s\n", ns, i, strings.Join(lines, "\n"))
-		}
+		things, rules, _ := strings.Cut(volatile.ReplaceAllString(l.in(ns, "sh", "-c", show), ""), "==\n")
+		lines := strings.Split(things, "\n")
+		slices.Sort(lines)
+		fmt.Fprintf(&all, "== %s %s\n==%s\n", ns, strings.Join(lines, "\n"), rules)
 	}
 	if _, err := os.Stat(l.state); err == nil {
 		all.WriteString("there is a state file")
@@ -221,19 +217,20 @@ func (l *lab) same(want, what string) {
 		if got = l.snapshot(); got == want {
 			return
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(150 * time.Millisecond) // looking costs more than waiting
 	}
 	l.t.Fatalf("%s: %s", what, cmp.Diff(strings.Split(want, "\n"), strings.Split(got, "\n")))
 }
 
-// settled is a snapshot that stays.
+// settled is a snapshot that stays. The kernel takes up to a second to see that
+// the other end of a device is up, and gives it an address then.
 func (l *lab) settled() string {
 	l.t.Helper()
 	last := l.snapshot()
 	for range 100 {
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 		next := l.snapshot()
-		if next == last {
+		if next == last && !strings.Contains(next, "NO-CARRIER") {
 			return next
 		}
 		last = next
