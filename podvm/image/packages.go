@@ -33,6 +33,13 @@ var initrdModules = []string{
 	"dm_verity", "squashfs", "sha256_ssse3",
 }
 
+// earlyModules are what the daemons have the kernel load otherwise, one program at
+// a time, once there is user data and the host waits: for the pod's network, for
+// encrypted storage, and for containers.
+var earlyModules = []string{
+	"vxlan", "nft_ct", "dm_crypt", "dm_integrity", "authenc", "xts", "aesni_intel", "algif_skcipher", "algif_hash", "overlay", "isofs",
+}
+
 // dropped is what packages bring that no pod VM needs: documentation, Debian's
 // package management and interpreters with what they run.
 var dropped = regexp.MustCompile(`^(` + strings.Join([]string{

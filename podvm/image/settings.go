@@ -2,6 +2,7 @@ package image
 
 import (
 	"maps"
+	"strings"
 
 	"github.com/sealpod/sealpod/podvm/debian"
 )
@@ -37,6 +38,7 @@ func settings(profile Profile) debian.Tree {
 		"etc/systemd/system.conf.d/podvm.conf":   "[Manager]\nDumpCore=no\nCrashAction=poweroff\nCtrlAltDelBurstAction=none\n",
 		"etc/systemd/resolved.conf.d/podvm.conf": "[Resolve]\nLLMNR=no\nMulticastDNS=no\n",
 		"etc/sysctl.d/podvm.conf":                "kernel.core_pattern=|/bin/false\nkernel.kptr_restrict=2\nkernel.dmesg_restrict=1\nkernel.sysrq=0\nfs.suid_dumpable=0\n",
+		"etc/modules-load.d/podvm.conf":          strings.Join(earlyModules, "\n") + "\n",
 		// Its private /var/tmp is made of the one that comes then.
 		"etc/systemd/system/systemd-resolved.service.d/podvm.conf": "[Unit]\nAfter=systemd-tmpfiles-setup.service\n",
 		// Scratch storage takes what the disk has left.
