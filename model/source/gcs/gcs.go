@@ -11,7 +11,8 @@
 //
 // It speaks the JSON API itself: two operations, objects.list and objects.get, do
 // not need gocloud.dev, which with its three clouds adds 41 MB and 5.4 ms of
-// initialization to a program with net/http.
+// initialization to a program with net/http. Measured in the guest binary, this
+// package, azblob and hf together cost 94,208 bytes and no module.
 package gcs
 
 import (

@@ -11,7 +11,8 @@
 // digests it gave for large files; content is not authenticated by that.
 //
 // Two requests, one for a list and one for content, need no client library: the hub
-// publishes one for Python, of which KServe's initializer uses the same two.
+// publishes one for Python, of which KServe's initializer uses the same two. Package
+// gcs has what that costs.
 package hf
 
 import (

@@ -3,7 +3,8 @@
 //
 // Data path: the storage initializer lists the layers with it and has it unpack
 // them into the folder of the model. The registry's protocol, digests,
-// decompression and decryption are those of package imagepull.
+// decompression and decryption are those of package imagepull, which the guest binary
+// has anyway: measured in it, this package costs 36,864 bytes more.
 //
 // Trust: the registry and the network are hostile: nothing of a layer is used
 // before all of it had its digest, which the manifest binds; which manifest a tag
