@@ -16,7 +16,7 @@ build:
 # for, and the units. make install DESTDIR=tree; in an image with upstream's units,
 # UNITDIR=/etc/systemd/system takes the place of those.
 APPLETS := attestation-agent confidential-data-hub api-server-rest cdh-oneshot agent-protocol-forwarder \
-  process-user-data azure-ready scratch-storage setup-nat-for-imds
+  process-user-data azure-ready scratch-storage setup-nat-for-imds storage-initializer
 BINDIR ?= /usr/local/bin
 UNITDIR ?= /usr/lib/systemd/system
 install:
