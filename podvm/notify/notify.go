@@ -41,20 +41,28 @@ func Ready(log *slog.Logger) { tell(log, "READY=1") }
 // as its running calls. A failure is a warning in log.
 func Stopping(log *slog.Logger) { tell(log, "STOPPING=1") }
 
-// Watch tells systemd twice in each watchdog interval that the daemon is not
-// stuck, but only after alive answered nil within half of it. Without a watchdog it
-// returns at once, else when ctx ends. The context of alive ends with that half.
+// Watch tells systemd four times in each watchdog interval that the daemon is not
+// stuck, but only after alive answered nil within half of it. So a question that is
+// lost is asked again in time. Without a watchdog it returns at once, else when ctx
+// ends. The context of alive ends with that half.
 func Watch(ctx context.Context, log *slog.Logger, alive func(context.Context) error) {
 	interval := watchdog(log)
 	if interval == 0 {
 		return
 	}
-	tick := time.NewTicker(interval / 2)
-	defer tick.Stop()
-	for {
+	feed(ctx, interval, func() {
 		if ask(ctx, log, interval/2, alive) {
 			tell(log, "WATCHDOG=1")
 		}
+	})
+}
+
+// feed calls once four times in each interval until ctx ends.
+func feed(ctx context.Context, interval time.Duration, once func()) {
+	tick := time.NewTicker(interval / 4)
+	defer tick.Stop()
+	for {
+		once()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -155,4 +157,32 @@ func TestManagerThatIsGoneIsAWarning(t *testing.T) {
 	if !strings.Contains(said.String(), "READY=1") {
 		t.Errorf("%q", said.String())
 	}
+}
+
+// One question that nobody answers, on a machine with no time, is no reason to be
+// killed.
+func TestWatchdogOutlivesALostQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const interval = 30 * time.Second
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		last, asked := time.Now(), 0
+		alive := func(ctx context.Context) error {
+			if asked++; asked%3 == 0 {
+				<-ctx.Done()
+			}
+			return ctx.Err()
+		}
+		feed(ctx, interval, func() {
+			if ask(ctx, slog.New(slog.DiscardHandler), interval/2, alive) {
+				if gap := time.Since(last); gap >= interval*9/10 {
+					t.Errorf("told after %v", gap)
+				}
+				last = time.Now()
+			}
+			if asked == 12 {
+				cancel()
+			}
+		})
+	})
 }
