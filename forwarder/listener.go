@@ -81,6 +81,9 @@ type server struct {
 
 	peers  *peers
 	refuse quiet
+
+	asking sync.Mutex
+	own    string // address that alive asked from last
 }
 
 func newServer(c *tls.Config, l limits, log *slog.Logger, n *counters) *server {
@@ -153,6 +156,9 @@ func wait(ctx context.Context, d time.Duration) {
 func (s *server) handle(ctx, served context.Context, conn *net.TCPConn) {
 	defer conn.Close() //nolint:errcheck // its owner is done with it
 	from := conn.RemoteAddr().String()
+	if s.isOwn(from) {
+		return
+	}
 	p := s.peers.enter(conn)
 	defer s.peers.leave(p)
 	var host net.Conn = conn
@@ -202,15 +208,15 @@ func (s *server) refused(ctx context.Context, p *peer, from string, err error) {
 	}
 	s.count.ended(result)
 	if result == "gone" {
-		// Scanners and the watchdog hang up like this.
+		// Scanners hang up like this.
 		s.log.Debug("A stranger hung up", "from", from, "err", err)
 		return
 	}
 	s.refuse.warn("A client was not let in", "from", from, "result", result, "err", podvm.Printable(err.Error(), 300))
 }
 
-// alive connects to the server's own address, says nothing, and waits to be
-// dismissed, which takes the loop that accepts and one that handles.
+// alive connects to the server's own address and waits to be dismissed, which takes
+// the loop that accepts and one that handles, and nobody's place.
 func (s *server) alive(ctx context.Context, l net.Listener) error {
 	at, err := netip.ParseAddrPort(l.Addr().String())
 	if err != nil {
@@ -220,19 +226,28 @@ func (s *server) alive(ctx context.Context, l net.Listener) error {
 		at = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), at.Port())
 	}
 	var d net.Dialer
+	s.asking.Lock() // until it is known which one this is
 	conn, err := d.DialContext(ctx, "tcp", at.String())
+	if err == nil {
+		s.own = conn.LocalAddr().String()
+	}
+	s.asking.Unlock()
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
-		return err
-	}
 	if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
 		return err
 	}
 	return nil
+}
+
+// isOwn reports whether it is alive that asks from this address.
+func (s *server) isOwn(from string) bool {
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	return s.own == from
 }
 
 // quiet logs at most once a second, so that strangers cannot fill the journal.

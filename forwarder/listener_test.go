@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -363,5 +364,41 @@ func TestAlive(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// Who asks whether the server is stuck takes nobody's place, and is not talked about.
+func TestAliveTakesNobodysPlace(t *testing.T) {
+	l, err := listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	s := newServer(nil, limits{clients: 1, strangers: 1}, slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn})), newCounters())
+	s.splice = echo
+	start(t, s, l)
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ping := func() {
+		t.Helper()
+		if _, err := io.WriteString(client, "x"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(client, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ping()
+	for range 3 {
+		if err := s.alive(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ping()
+	if said.Len() > 0 {
+		t.Error(said.String())
 	}
 }
