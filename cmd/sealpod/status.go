@@ -95,7 +95,8 @@ func statusApplet() *cobra.Command {
 server and the forwarder whether they are up, and what they do: the age of the token, the steps of the last
 attestation, the phases of the last pulls, and what they have counted. What only
 root may know, such as the names of images, comes from the sockets of their
-metrics. The exit code is 0 if all are up.`,
+metrics. The exit code is 0 if all are up. A REST server or forwarder without such a
+socket is not asked: whether this pod VM lacks one, doctor says.`,
 		Example: `  sealpod status
   sealpod status --json | jq '.confidentialDataHub.details.pulls[].percent'`,
 		Args: cobra.NoArgs,

@@ -283,6 +283,10 @@ func TestNetNS(t *testing.T) {
 	look(map[Status][]string{Warning: {"10.1.2.3/24"}})
 	run("-n", name, "route", "add", "default", "via", "10.1.2.1")
 	look(map[Status][]string{OK: {"10.1.2.3/24"}})
+	if err := os.WriteFile(d.ForwarderConfig, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	look(map[Status][]string{Warning: {"which it should have is not known"}})
 
 	// The REST server is asked in the namespace: its address is somebody else's here.
 	var l net.Listener

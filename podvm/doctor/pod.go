@@ -87,8 +87,12 @@ func (d *doctor) netns(_ context.Context, r *Report) {
 	}
 	const hint = "journalctl -u agent-protocol-forwarder: it sets up the pod's network from apf.json"
 	f, _, err := forwarder.Load(d.ForwarderConfig)
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		r.add(r.orOK(), "", "the pod has the addresses %s", list(addrs))
+		return
+	case err != nil:
+		r.warn("see the check of the configuration", "the pod has the addresses %s; which it should have is not known", list(addrs))
 		return
 	}
 	for _, want := range f.PodNetwork.PodIPs {
