@@ -224,11 +224,12 @@ func TestSampleStorageContainer(t *testing.T) {
 		}
 	}
 	for address, want := range map[string]bool{
-		"s3://models/granite":               true,
-		"gs://models/granite":               true,
-		"hf://acme/granite:main":            true,
-		"https://models.example/granite.gz": true,
-		"http://models.example/granite.gz":  true,
+		"s3://models/granite":                               true,
+		"gs://models/granite":                               true,
+		"hf://acme/granite:main":                            true,
+		"https://models.example/granite.gz":                 true,
+		"https://acme.blob.core.windows.net/models/granite": true,
+		"http://models.example/granite.gz":                  true,
 		// KServe's own affairs, and what nobody here reads.
 		"pvc://claim/granite": false, "hdfs://x/y": false, "webhdfs://x/y": false, "modelscope://x/y": false,
 		"/mnt/models": false, "oci://registry.example/granite:1": false, "oci+native://registry.example/granite:1": false,

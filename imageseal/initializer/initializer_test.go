@@ -22,12 +22,12 @@ import (
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
-// build builds a command as images want it.
-func build(t *testing.T, command string) []byte {
+// build builds a command as images want it, in the folder dir.
+func build(t *testing.T, dir, command string) []byte {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "binary")
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, command)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building %s: %v\n%s", command, err, out)
 	}
@@ -45,7 +45,7 @@ var guest struct {
 
 func guestBinary(t *testing.T) []byte {
 	t.Helper()
-	guest.once.Do(func() { guest.binary = build(t, command) })
+	guest.once.Do(func() { guest.binary = build(t, ".", command) })
 	if guest.binary == nil {
 		t.Fatal("there is no binary")
 	}
@@ -201,12 +201,17 @@ func TestCertificates(t *testing.T) {
 }
 
 func TestOtherBinariesAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module other\n"), 0o600),
+		os.WriteFile(filepath.Join(dir, "main.go"), []byte("package main\n\nfunc main() {}\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	other := bytes.Clone(guestBinary(t))
 	other[18] = 2 // e_machine: SPARC
 	for name, binary := range map[string][]byte{
 		"a script":        []byte("#!/bin/sh\n"),
 		"nothing":         nil,
-		"another command": build(t, "github.com/sealpod/sealpod/podvm/image/mkimage"),
+		"another command": build(t, dir, "."),
 		"another machine": other,
 		"cut":             other[:1000],
 	} {
