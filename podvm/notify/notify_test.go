@@ -43,6 +43,9 @@ func newManager(t *testing.T) *manager {
 func (m *manager) next() string {
 	m.t.Helper()
 	b := make([]byte, 256)
+	if err := m.conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		m.t.Fatal(err)
+	}
 	n, err := m.conn.Read(b)
 	if err != nil {
 		m.t.Fatal(err)
