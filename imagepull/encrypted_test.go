@@ -3,18 +3,13 @@ package imagepull
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
-
-	"github.com/containers/ocicrypt/blockcipher"
-	"github.com/opencontainers/go-digest"
 
 	"github.com/sealpod/sealpod/imagepull/layer"
 	"github.com/sealpod/sealpod/imagepull/registry/registrytest"
@@ -38,35 +33,8 @@ func (k *keyBroker) UnwrapKey(_ context.Context, packet []byte) (podvm.Secret, e
 // encrypt seals l the way ocicrypt does; packet stands for the wrapped key.
 func encrypt(t *testing.T, l registrytest.Layer, packet string, broker *keyBroker) registrytest.Layer {
 	t.Helper()
-	h, err := blockcipher.NewLayerBlockCipherHandler()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, finish, err := h.Encrypt(bytes.NewReader(l.Blob), blockcipher.AES256CTR)
-	if err != nil {
-		t.Fatal(err)
-	}
-	blob, err := io.ReadAll(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	opts, err := finish()
-	if err != nil {
-		t.Fatal(err)
-	}
-	opts.Private.Digest = digest.Digest(registrytest.Digest(l.Blob))
-	private, err := json.Marshal(opts.Private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	broker.known[packet] = private
-	return registrytest.Layer{
-		Blob: blob, DiffID: l.DiffID, MediaType: l.MediaType + "+encrypted",
-		Annotations: map[string]string{
-			"org.opencontainers.image.enc.pubopts":                         base64.StdEncoding.EncodeToString(registrytest.JSON(t, opts.Public)),
-			"org.opencontainers.image.enc.keys.provider.attestation-agent": base64.StdEncoding.EncodeToString([]byte(packet)),
-		},
-	}
+	l, broker.known[packet] = registrytest.Encrypt(t, l, packet)
+	return l
 }
 
 func encryptedImage(t *testing.T) (*registrytest.Image, *keyBroker) {

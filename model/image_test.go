@@ -17,6 +17,8 @@ type image struct{ source.Source }
 
 func (image) String() string { return "image://x" }
 
+func (image) Pinned() bool { return false }
+
 func (image) List(context.Context) ([]source.Object, error) {
 	return []source.Object{{Path: "sealed-model", Size: 7}}, nil // not a manifest: a layer
 }

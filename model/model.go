@@ -23,6 +23,9 @@ type Config struct {
 	Log *slog.Logger
 	// Progress can be watched meanwhile. Nil is allowed.
 	Progress *Progress
+	// Keys opens the keys of encrypted layers of images. Nil means that nobody can
+	// be asked for them.
+	Keys source.Keys
 }
 
 // Run fetches the models that args name, pairs of a source and a folder, as the
@@ -138,7 +141,7 @@ func (r *request) fill(ctx context.Context, f *folder) error {
 	}
 	for _, image := range f.images {
 		r.Progress.enter("unpacking")
-		if err := image.Unpack(ctx, f.dir, nil); err != nil {
+		if err := image.Unpack(ctx, f.dir, r.Keys); err != nil {
 			return about(image.String(), err)
 		}
 		r.Log.Info("Unpacked", "source", image.String(), "dest", f.dir)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/sealpod/sealpod/imagepull/layer"
 	"github.com/sealpod/sealpod/model/agefile"
 	"github.com/sealpod/sealpod/model/jwe"
 	"github.com/sealpod/sealpod/model/key"
@@ -43,6 +44,7 @@ var outcomes = []struct {
 	{key.ErrRefused, ExitRefused, "see the policy and the reference values of the relying party, and whether the key is there: sealctl kbs list-resources"},
 	{key.ErrUnreachable, ExitUnreachable, "see whether api-server-rest and the confidential data hub run in this pod, and reach the relying party"},
 	{sealed.ErrKey, ExitRefused, "see what the resource holds: sealctl model key makes it"},
+	{layer.ErrDecrypt, ExitRefused, "see the policy of the relying party for the key that the image is encrypted with, and whether that key is there"},
 	{room.ErrSpace, ExitSpace, "give the volume of the model more room; a pod VM's disk is often its memory"},
 	{sealed.ErrPin, ExitIntegrity, "somebody put another version of the model there, or the key has to be replaced with sealctl model key"},
 	{sealed.ErrManifest, ExitIntegrity, "the manifest was made by another program, or for a later version of this one"},

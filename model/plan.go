@@ -106,7 +106,10 @@ type planned struct {
 // planInput decides what one source is. See the package's ways to encrypt.
 func (r *request) planInput(ctx context.Context, in *input) (*planned, error) {
 	if image, ok := in.Source.(source.Unpacker); ok {
-		p := &planned{image: image, bare: []string{in.String()}}
+		p := &planned{image: image}
+		if !image.Pinned() {
+			p.bare = []string{in.String()}
+		}
 		for _, o := range in.objects {
 			p.need += max(o.Size, 0)
 		}

@@ -52,6 +52,9 @@ func preflight(folders []folder) error {
 		for _, file := range f.files {
 			s.need -= present(f.dir, file)
 		}
+		if len(f.images) > 0 {
+			s.need -= min(staged(f.dir), f.need)
+		}
 		systems[dev] = s
 	}
 	for _, s := range systems {
@@ -80,6 +83,26 @@ func present(dir string, f fetch.File) int64 {
 		}
 	}
 	return 0
+}
+
+// staged is how many bytes of archives are unpacked in dir from a run before, and
+// are not fetched again.
+func staged(dir string) (bytes int64) {
+	entries, _ := os.ReadDir(dir) // without them, more room is asked for
+	for _, e := range entries {
+		if !e.IsDir() || !sealed.InProgress(e.Name()) {
+			continue
+		}
+		_ = filepath.WalkDir(filepath.Join(dir, e.Name()), func(_ string, e fs.DirEntry, err error) error {
+			if err == nil && e.Type().IsRegular() {
+				if st, err := e.Info(); err == nil {
+					bytes += st.Sys().(*syscall.Stat_t).Blocks * 512
+				}
+			}
+			return nil
+		})
+	}
+	return bytes
 }
 
 // sweep removes what other runs, for other models, left in progress.

@@ -10,6 +10,7 @@ import (
 	"github.com/sealpod/sealpod/model/source/gcs"
 	"github.com/sealpod/sealpod/model/source/hf"
 	"github.com/sealpod/sealpod/model/source/local"
+	"github.com/sealpod/sealpod/model/source/oci"
 	"github.com/sealpod/sealpod/model/source/s3"
 	"github.com/sealpod/sealpod/model/source/settings"
 	"github.com/sealpod/sealpod/model/source/web"
@@ -32,6 +33,7 @@ var kinds = []kind{
 	{form(s3.Prefix), as(s3.New)},
 	{form(gcs.Prefix), as(gcs.New)},
 	{form(hf.Prefix), as(hf.New)},
+	{form(oci.Prefix), as(oci.New)},
 	{form(`hdfs://|webhdfs://`), refuse("Hadoop (hdfs, webhdfs)")},
 	{form(`modelscope://|ms://`), refuse("ModelScope")},
 	{form(`git://|git\+|ssh://|https?://[^?#]+\.git(?:[/?#@]|$)`), refuse("git")},

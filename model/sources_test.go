@@ -17,7 +17,7 @@ func TestKinds(t *testing.T) {
 		t.Fatal(err)
 	}
 	for address, want := range map[string]string{
-		"s3://bucket/p": "*s3.Source", "gs://bucket/p": "*gcs.Source", "hf://owner/name:main": "*hf.Source", "file:///etc": "*local.Source", "/etc/passwd": "*local.Source",
+		"s3://bucket/p": "*s3.Source", "gs://bucket/p": "*gcs.Source", "hf://owner/name:main": "*hf.Source", "oci://registry.example/a/b:v1": "*oci.Source", "file:///etc": "*local.Source", "/etc/passwd": "*local.Source",
 		"https://acme.blob.core.windows.net/models/p": "*azblob.Source", "https://acme.z07.blob.storage.azure.net/models/p": "*azblob.Source",
 		"https://models.example/m.bin": "*web.Source", "http://models.example/m.github.tar": "*web.Source", "https://blob.example/a.blob.core.windows.net/x": "*web.Source",
 	} {

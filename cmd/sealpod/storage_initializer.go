@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sealpod/sealpod/cmd/internal/cli"
+	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/model"
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -27,7 +28,8 @@ func storageInitializer() *cobra.Command {
 fetches models from s3, http(s) and other sources into folders, in parallel, and
 continues where a run before it was ended. A model sealed by "sealctl model seal" is
 decrypted on the way, with the key that CONFIDENTIAL_RESOURCE_ID names and this
-pod's data hub gets; so are files in KServe's JWE form, files of age, and, with
+pod's data hub gets; layers of an oci image with keys that the data hub opens by
+its socket, where it is mounted; so are files in KServe's JWE form, files of age, and, with
 MODEL_ENCRYPTED, what openssl enc wrote. It logs to stderr and writes only into the
 folders and /dev/termination-log.
 
@@ -69,7 +71,11 @@ func initializeStorage(errOut io.Writer, args []string) error {
 		s := progress.Status()
 		return s.Percent(), s.String()
 	})
-	err = model.Run(ctx, args, model.Config{Host: host, Log: log, Progress: progress})
+	cfg := model.Config{Host: host, Log: log, Progress: progress}
+	if _, err := os.Stat(host.Path(podvm.CDHSocket)); err == nil {
+		cfg.Keys = imagepull.SocketKeys(host.Path(podvm.CDHSocket))
+	}
+	err = model.Run(ctx, args, cfg)
 	view.Close()
 	if err == nil {
 		_, err = io.WriteString(errOut, progress.Status().String()+"\n")

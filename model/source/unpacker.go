@@ -11,12 +11,16 @@ import (
 // lists are the archives; Open has no use.
 type Unpacker interface {
 	Source
+	// Pinned tells whether the address has a digest, which binds every byte. Without
+	// one, the source decides what it sends.
+	Pinned() bool
 	// Unpack fetches all archives and puts what is the model in them into the
 	// folder dir, which exists. Nothing has its name there before everything was
 	// checked; after an error, Unpack continues with the archive it failed at.
 	// Errors: those of a Source, sealed.ErrIntegrity for archives that are not
 	// what the source promised, layer.ErrDecrypt for those that cannot be
-	// decrypted, room.ErrSpace.
+	// decrypted, which is key.ErrUnreachable too when nobody could be asked for the
+	// key, room.ErrSpace.
 	Unpack(ctx context.Context, dir string, keys Keys) error
 }
 

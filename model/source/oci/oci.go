@@ -98,7 +98,7 @@ func (s *Source) Close() {
 // String implements source.Source.
 func (s *Source) String() string { return podvm.Printable(Prefix+s.at.Reference.String(), 400) }
 
-// Pinned tells whether the address has a digest, which binds every byte.
+// Pinned implements source.Unpacker.
 func (s *Source) Pinned() bool { return s.at.Reference.Digest != "" }
 
 // List implements source.Source: the layers, named after their place, with the

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -14,12 +12,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containers/ocicrypt/blockcipher"
-	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
+	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/imagepull/layer"
 	"github.com/sealpod/sealpod/imagepull/registry/registrytest"
+	"github.com/sealpod/sealpod/model/key"
 	"github.com/sealpod/sealpod/model/sealed"
 	"github.com/sealpod/sealpod/model/source"
 	"github.com/sealpod/sealpod/model/source/internal/cloudtest"
@@ -153,42 +151,23 @@ func (h hub) UnwrapKey(_ context.Context, packet []byte) (podvm.Secret, error) {
 	return nil, podvm.Explain(errors.New("unknown packet"), "the relying party refused the key")
 }
 
-func encrypt(t *testing.T, l registrytest.Layer, packet string, keys hub) registrytest.Layer {
-	t.Helper()
-	h, err := blockcipher.NewLayerBlockCipherHandler()
-	must(t, err)
-	r, finish, err := h.Encrypt(bytes.NewReader(l.Blob), blockcipher.AES256CTR)
-	must(t, err)
-	blob, err := io.ReadAll(r)
-	must(t, err)
-	opts, err := finish()
-	must(t, err)
-	opts.Private.Digest = digest.Digest(registrytest.Digest(l.Blob))
-	keys[packet], err = json.Marshal(opts.Private)
-	must(t, err)
-	public, err := json.Marshal(opts.Public)
-	must(t, err)
-	l.Blob, l.MediaType = blob, l.MediaType+"+encrypted"
-	l.Annotations = map[string]string{
-		"org.opencontainers.image.enc.pubopts":                         base64.StdEncoding.EncodeToString(public),
-		"org.opencontainers.image.enc.keys.provider.attestation-agent": base64.StdEncoding.EncodeToString([]byte(packet)),
-	}
-	return l
-}
-
 func TestEncryptedLayers(t *testing.T) {
 	reg := registrytest.New(t)
-	keys := hub{}
-	img := car(t)
-	img.Layers[1] = encrypt(t, img.Layers[1], "packet", keys)
+	img, keys := car(t), hub{}
+	img.Layers[1], keys["packet"] = registrytest.Encrypt(t, img.Layers[1], "packet")
 	reg.Push(t, "m", "v1", img)
 	s := open(t, "oci://"+reg.Host+"/m:v1")
 	dir := t.TempDir()
 	for name, tt := range map[string]struct {
 		keys  source.Keys
 		cause string
-	}{"none": {nil, "no confidential data hub"}, "refused": {hub{}, "refused the key"}} {
-		if err := s.Unpack(t.Context(), dir, tt.keys); !errors.Is(err, layer.ErrDecrypt) || !strings.Contains(podvm.Cause(err), tt.cause) {
+		gone  bool
+	}{
+		"none": {nil, "no confidential data hub", true}, "gone": {imagepull.SocketKeys("/dev/null/s"), "did not open", true},
+		"refused": {hub{}, "refused the key", false},
+	} {
+		err := s.Unpack(t.Context(), dir, tt.keys)
+		if !errors.Is(err, layer.ErrDecrypt) || errors.Is(err, key.ErrUnreachable) != tt.gone || !strings.Contains(podvm.Cause(err), tt.cause) {
 			t.Errorf("%s: %v, %q", name, err, podvm.Cause(err))
 		}
 		onlyStaged(t, dir)

@@ -12,8 +12,10 @@ import (
 
 	"github.com/sealpod/sealpod/imagepull/layer"
 	"github.com/sealpod/sealpod/imagepull/registry"
+	"github.com/sealpod/sealpod/model/key"
 	"github.com/sealpod/sealpod/model/source"
 	"github.com/sealpod/sealpod/podvm"
+	"github.com/sealpod/sealpod/podvm/rpc"
 )
 
 // Folders in that of the model, while it is not there yet. A killed run leaves
@@ -73,14 +75,16 @@ func (s *Source) layer(ctx context.Context, repo *registry.Repository, l registr
 	if keys != nil {
 		u.Provider = keys
 	}
-	key, err := layer.UnwrapKey(ctx, spec, u)
-	if errors.Is(err, layer.ErrDecrypt) && keys == nil {
-		return "", podvm.Explain(err, "a layer is encrypted, and there is no confidential data hub in reach that opens its key")
-	}
-	if err != nil {
+	own, err := layer.UnwrapKey(ctx, spec, u)
+	switch {
+	case errors.Is(err, layer.ErrDecrypt) && keys == nil:
+		return "", podvm.Explain(fmt.Errorf("%w: %w", key.ErrUnreachable, err), "a layer is encrypted, and there is no confidential data hub in reach that opens its key")
+	case errors.Is(err, rpc.ErrPeerAbsent):
+		return "", podvm.Explain(fmt.Errorf("%w: %w", key.ErrUnreachable, err), podvm.Cause(err))
+	case err != nil:
 		return "", err
 	}
-	defer key.Wipe()
+	defer own.Wipe()
 	if err := errors.Join(os.RemoveAll(partial), os.Mkdir(partial, 0o700)); err != nil {
 		return "", err
 	}
@@ -93,11 +97,11 @@ func (s *Source) layer(ctx context.Context, repo *registry.Repository, l registr
 	if err := syscall.Statfs(layers, &st); err != nil {
 		return "", fmt.Errorf("asking for free space: %w", os.NewSyscallError("statfs", err))
 	}
-	stats, err := layer.Apply(ctx, blob, spec, key, partial, layer.Options{Mode: layer.Plain, Room: int64(st.Bavail) * st.Bsize, Log: s.log})
+	stats, err := layer.Apply(ctx, blob, spec, own, partial, layer.Options{Mode: layer.Plain, Room: int64(st.Bavail) * st.Bsize, Log: s.log})
 	if err != nil {
 		return "", errors.Join(err, os.RemoveAll(partial))
 	}
-	s.log.Info("Unpacked a layer", "layer", l.Digest, "encrypted", key != nil, "bytes", stats.Bytes)
+	s.log.Info("Unpacked a layer", "layer", l.Digest, "encrypted", own != nil, "bytes", stats.Bytes)
 	return tree, os.Rename(partial, tree)
 }
 
