@@ -5,9 +5,11 @@ import (
 	"encoding/xml"
 	"errors"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"github.com/sealpod/sealpod/model/source"
+	"github.com/sealpod/sealpod/model/source/internal/bucket"
 	"github.com/sealpod/sealpod/model/source/internal/httpsrc"
 	"github.com/sealpod/sealpod/model/source/internal/listing"
 	"github.com/sealpod/sealpod/podvm"
@@ -17,8 +19,7 @@ import (
 // Limits of a listing.
 const (
 	maxPage  = 8 << 20 // bytes: a thousand keys, all of whose bytes are escaped
-	maxPages = 1000
-	maxToken = 4096 // bytes that say where the next page begins
+	maxPages = bucket.MaxPages
 )
 
 // page is an answer to ListObjectsV2.
@@ -41,53 +42,7 @@ type entry struct {
 // in the folder of that name. Keys that end with a slash and empty objects, which
 // stand for folders in some tools, are left out. Unlike upstream, siblings whose
 // names merely begin alike are not listed.
-func (s *Source) List(ctx context.Context) ([]source.Object, error) {
-	var l listing.Listing
-	if s.key != "" && !strings.HasSuffix(s.key, "/") {
-		// Of all keys that begin with its own, the object's is listed first.
-		p, err := s.page(ctx, s.key, "1", "")
-		if err != nil {
-			return nil, err
-		}
-		if len(p.Contents) > 0 && p.Contents[0].Key == s.key && p.Contents[0].Size > 0 {
-			e := p.Contents[0]
-			s.mu.Lock()
-			s.single = true
-			s.mu.Unlock()
-			if err := l.Add(e.object(base(s.key))); err != nil {
-				return nil, err
-			}
-			return l.Done()
-		}
-	}
-	folder, token := s.folder(), ""
-	for range maxPages {
-		p, err := s.page(ctx, folder, "1000", token)
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range p.Contents {
-			path, ok := strings.CutPrefix(e.Key, folder)
-			if !ok {
-				return nil, listing.Unacceptable("object %q does not begin with what was asked for", podvm.Printable(e.Key, 200))
-			}
-			if path == "" || strings.HasSuffix(path, "/") || e.Size == 0 {
-				continue
-			}
-			if err := l.Add(e.object(path)); err != nil {
-				return nil, err
-			}
-		}
-		if !p.IsTruncated {
-			return l.Done()
-		}
-		if p.NextContinuationToken == "" || p.NextContinuationToken == token || len(p.NextContinuationToken) > maxToken {
-			return nil, listing.Unacceptable("it goes on, and does not say where")
-		}
-		token = p.NextContinuationToken
-	}
-	return nil, listing.Unacceptable("more than %d pages", maxPages)
-}
+func (s *Source) List(ctx context.Context) ([]source.Object, error) { return s.place.List(ctx, s.page) }
 
 func (e *entry) object(path string) source.Object {
 	o := source.Object{Path: path, Size: e.Size}
@@ -98,10 +53,10 @@ func (e *entry) object(path string) source.Object {
 }
 
 // page fetches one page of a listing.
-func (s *Source) page(ctx context.Context, prefix, most, token string) (*page, error) {
-	q := url.Values{"list-type": {"2"}, "prefix": {prefix}, "max-keys": {most}, "encoding-type": {"url"}}
-	if token != "" {
-		q.Set("continuation-token", token)
+func (s *Source) page(ctx context.Context, prefix string, most int, next string) (bucket.Page, error) {
+	q := url.Values{"list-type": {"2"}, "prefix": {prefix}, "max-keys": {strconv.Itoa(most)}, "encoding-type": {"url"}}
+	if next != "" {
+		q.Set("continuation-token", next)
 	}
 	var raw []byte
 	err := s.located(ctx, func(req httpsrc.Request, base string) error {
@@ -111,13 +66,23 @@ func (s *Source) page(ctx context.Context, prefix, most, token string) (*page, e
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return bucket.Page{}, err
 	}
 	p, err := parsePage(raw)
 	if err != nil {
-		return nil, listing.Unacceptable("not one of S3: %s", podvm.Printable(err.Error(), 200))
+		return bucket.Page{}, listing.Unacceptable("not one of S3: %s", podvm.Printable(err.Error(), 200))
 	}
-	return p, nil
+	var out bucket.Page
+	if p.IsTruncated {
+		out.Next = p.NextContinuationToken
+		if out.Next == "" {
+			return bucket.Page{}, listing.Unacceptable("it goes on, and does not say where")
+		}
+	}
+	for _, e := range p.Contents {
+		out.Objects = append(out.Objects, e.object(e.Key))
+	}
+	return out, nil
 }
 
 // parsePage reads a page. Keys come escaped, since XML cannot carry all of them.

@@ -2,7 +2,6 @@ package s3
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sealpod/sealpod/model/source"
+	"github.com/sealpod/sealpod/model/source/internal/bucket"
 	"github.com/sealpod/sealpod/model/source/internal/httpsrc"
 	"github.com/sealpod/sealpod/model/source/settings"
 	"github.com/sealpod/sealpod/podvm"
@@ -22,30 +22,30 @@ const Prefix = "s3://"
 // Source is a bucket, or an object or a folder in one. It implements
 // source.Source; its user closes it.
 type Source struct {
-	bucket, key string
-	conf        config
-	http        *httpsrc.Client
-	keys        keys
-	clock       *sigv4.Clock
+	bucket string
+	place  bucket.Place
+	conf   config
+	http   *httpsrc.Client
+	keys   keys
+	clock  *sigv4.Clock
 
 	mu     sync.Mutex
 	region string // what is signed for, and part of AWS's host names
-	single bool   // key is an object, not a folder
 }
 
 // New returns the source at address. It touches no network. Errors:
 // source.ErrUsage.
 func New(address string, env *settings.Env) (*Source, error) {
 	rest, ok := strings.CutPrefix(address, Prefix)
-	bucket, key, _ := strings.Cut(rest, "/")
-	if !ok || !isBucket(bucket) {
+	name, key, _ := strings.Cut(rest, "/")
+	if !ok || !isBucket(name) {
 		return nil, settings.Usage("%s: not s3://BUCKET/PREFIX", podvm.Printable(address, 200))
 	}
 	key = strings.TrimLeft(key, "/")
 	if len(key) > source.MaxName {
-		return nil, settings.Usage("s3://%s: a prefix of %d bytes: at most %d", bucket, len(key), source.MaxName)
+		return nil, settings.Usage("s3://%s: a prefix of %d bytes: at most %d", name, len(key), source.MaxName)
 	}
-	conf, err := readConfig(env, bucket)
+	conf, err := readConfig(env, name)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func New(address string, env *settings.Env) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{bucket: bucket, key: key, conf: conf, http: client, region: conf.region, clock: sigv4.NewClock(time.Now)}
+	s := &Source{bucket: name, place: bucket.Place{Key: key}, conf: conf, http: client, region: conf.region, clock: sigv4.NewClock(time.Now)}
 	s.keys, err = newKeys(env, conf)
 	if err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (s *Source) Close() {
 }
 
 // String implements source.Source.
-func (s *Source) String() string { return podvm.Printable(Prefix+s.bucket+"/"+s.key, 400) }
+func (s *Source) String() string { return podvm.Printable(Prefix+s.bucket+"/"+s.place.Key, 400) }
 
 // Concurrency is how many files the environment wants to be fetched at once, 4
 // unless S3_MAX_FILE_CONCURRENCY says something else.
@@ -76,7 +76,7 @@ func (s *Source) Concurrency() int { return s.conf.concurrency }
 
 // Open implements source.Source.
 func (s *Source) Open(ctx context.Context, o source.Object, off, n int64) (r io.ReadCloser, err error) {
-	key, err := s.keyOf(o.Path)
+	key, err := s.place.KeyOf(o.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -88,31 +88,6 @@ func (s *Source) Open(ctx context.Context, o source.Object, off, n int64) (r io.
 	})
 	return r, err
 }
-
-// keyOf is the key of the object that List calls path.
-func (s *Source) keyOf(path string) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.single && path == base(s.key):
-		return s.key, nil
-	case s.single:
-		return "", podvm.Explain(source.ErrNotFound, "the address is that of one object, and the model names another")
-	case path == "" || len(path) > source.MaxName:
-		return "", fmt.Errorf("%w: a name of %d bytes", source.ErrListing, len(path))
-	}
-	return s.folder() + path, nil
-}
-
-// folder is the prefix of the keys of a folder.
-func (s *Source) folder() string {
-	if s.key == "" || strings.HasSuffix(s.key, "/") {
-		return s.key
-	}
-	return s.key + "/"
-}
-
-func base(key string) string { return key[strings.LastIndexByte(key, '/')+1:] }
 
 // located runs do with a request to fill in and the URL of the bucket, which ends
 // with a slash. It does so again when AWS says that the bucket is in another

@@ -23,7 +23,7 @@ import (
 // Limits of a listing.
 const (
 	MaxPage  = 16 << 20 // bytes of a page
-	maxPages = 5000
+	MaxPages = 5000
 	maxToken = 4096 // bytes that say where the next page begins
 )
 
@@ -116,7 +116,7 @@ func (p *Place) inFolder(ctx context.Context, list Lister) ([]source.Object, err
 // may answer with pages that are empty and not the last.
 func pages(ctx context.Context, list Lister, prefix string, most int, visit func(source.Object) (more bool, err error)) error {
 	next := ""
-	for range maxPages {
+	for range MaxPages {
 		p, err := list(ctx, prefix, most, next)
 		if err != nil {
 			return err
@@ -134,7 +134,7 @@ func pages(ctx context.Context, list Lister, prefix string, most int, visit func
 		}
 		next = p.Next
 	}
-	return listing.Unacceptable("more than %d pages", maxPages)
+	return listing.Unacceptable("more than %d pages", MaxPages)
 }
 
 // KeyOf is the key of the object that List calls path. Errors:

@@ -115,7 +115,7 @@ func TestHostilePages(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
-	if n != maxPages {
+	if n != MaxPages {
 		t.Errorf("%d pages", n)
 	}
 	fault := errors.New("fault")
