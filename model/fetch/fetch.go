@@ -136,7 +136,7 @@ func (f *Folder) Fetch(ctx context.Context, files []File, workers int) error {
 		}
 		g.Go(func() error {
 			file := &files[i]
-			if done.has(f.root, file) {
+			if done.has(file) {
 				f.Stats.Bytes.Add(file.Size)
 				f.Stats.Resumed.Add(file.Size)
 			} else if err := f.file(gctx, file, slots); err != nil {
@@ -203,7 +203,7 @@ func (f *Folder) room(files []File, done *doneList) error {
 	var need int64
 	for i := range files {
 		size := max(files[i].Size, 0)
-		if done.has(f.root, &files[i]) {
+		if done.has(&files[i]) {
 			continue
 		}
 		need += size

@@ -2,12 +2,15 @@ package fetch
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"sync"
+	"syscall"
 
 	"github.com/sealpod/sealpod/model/room"
 	"github.com/sealpod/sealpod/model/sealed"
@@ -90,13 +93,17 @@ func (j *journal) close() {
 	}
 }
 
-// doneList notes which files are complete, until all are.
+// doneList notes which files are complete, until all are. An entry is of one file as
+// it is on disk, so it ends when another run, for another model, replaces the file.
 type doneList struct {
 	root *os.Root
 	file *os.File
 	mu   sync.Mutex
-	ids  map[[32]byte]bool
+	all  map[entry]bool
 }
+
+// entry is a digest of what a file is and of which one it is.
+type entry [32]byte
 
 var doneName = mapName("")
 
@@ -105,45 +112,60 @@ func openDone(root *os.Root) (*doneList, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the list of finished files: %w", room.Full(err))
 	}
-	d := &doneList{root: root, file: file, ids: map[[32]byte]bool{}}
+	d := &doneList{root: root, file: file, all: map[entry]bool{}}
 	for {
-		var id [32]byte
-		if _, err := io.ReadFull(file, id[:]); err != nil {
+		var e entry
+		if _, err := io.ReadFull(file, e[:]); err != nil {
 			if errors.Is(err, io.EOF) {
 				return d, nil
 			}
 			// A piece of an entry: whoever wrote it was killed.
-			if err := file.Truncate(int64(len(d.ids)) * int64(len(id))); err != nil {
+			if err := file.Truncate(int64(len(d.all)) * int64(len(e))); err != nil {
 				return nil, errors.Join(fmt.Errorf("reading the list of finished files: %w", err), file.Close())
 			}
 			return d, nil
 		}
-		d.ids[id] = true
+		d.all[e] = true
 	}
+}
+
+// entry returns the one for file, and whether there can be one.
+func (d *doneList) entry(file *File) (e entry, ok bool) {
+	if file.ID == [32]byte{} || file.Size < 0 {
+		return e, false
+	}
+	fi, err := d.root.Lstat(file.Path)
+	if err != nil || !fi.Mode().IsRegular() || fi.Size() != file.Size {
+		return e, false
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return e, false
+	}
+	b := binary.BigEndian.AppendUint64(file.ID[:], st.Ino)
+	return sha256.Sum256(binary.BigEndian.AppendUint64(b, uint64(fi.ModTime().UnixNano()))), true
 }
 
 // has tells whether file is complete, under its name.
-func (d *doneList) has(root *os.Root, file *File) bool {
+func (d *doneList) has(file *File) bool {
+	e, ok := d.entry(file)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.ids[file.ID] || file.Size < 0 {
-		return false
-	}
-	st, err := root.Lstat(file.Path)
-	return err == nil && st.Mode().IsRegular() && st.Size() == file.Size
+	return ok && d.all[e]
 }
 
 func (d *doneList) add(file *File) error {
-	if file.ID == [32]byte{} {
+	e, ok := d.entry(file)
+	if !ok {
 		return nil
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.ids[file.ID] {
+	if d.all[e] {
 		return nil
 	}
-	d.ids[file.ID] = true
-	if _, err := d.file.Write(file.ID[:]); err != nil {
+	d.all[e] = true
+	if _, err := d.file.Write(e[:]); err != nil {
 		return fmt.Errorf("noting a finished file: %w", room.Full(err))
 	}
 	return nil

@@ -56,13 +56,8 @@ func (f *Folder) begin(ctx context.Context, file *File) (*part, error) {
 			return nil, err
 		}
 	}
-	// What is noted about a file in progress is about this one or about none.
-	out, err := f.root.OpenFile(partName(file.Path), os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = removed(f.root.Remove(mapName(file.Path))); err == nil {
-			out, err = f.root.OpenFile(partName(file.Path), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-		}
-	}
+	noted := p.runs > 1 && file.ID != [32]byte{} && f.boot != ""
+	out, err := f.openPart(file.Path, noted)
 	if err != nil {
 		return nil, fmt.Errorf("making the file: %w", room.Full(err))
 	}
@@ -70,12 +65,35 @@ func (f *Folder) begin(ctx context.Context, file *File) (*part, error) {
 	if st, err := out.Stat(); err != nil || !st.Mode().IsRegular() {
 		return nil, errors.Join(errors.New("the file in progress is none"), err, out.Close())
 	}
-	if p.runs > 1 && file.ID != [32]byte{} && f.boot != "" {
+	if noted {
 		if p.journal, err = openJournal(f.root, mapName(file.Path), f.boot, file.ID, header, p.runs); err != nil {
 			return nil, errors.Join(err, out.Close())
 		}
 	}
 	return p, nil
+}
+
+// openPart opens the file in progress at p, or makes it. What is noted about one is
+// about this one or about none: notes are removed where there is no such file, and
+// where it is written without notes.
+func (f *Folder) openPart(p string, noted bool) (*os.File, error) {
+	if !noted {
+		if err := removed(f.root.Remove(mapName(p))); err != nil {
+			return nil, err
+		}
+	}
+	out, err := f.root.OpenFile(partName(p), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrPermission) { // killed between the file's mode and its name
+		if err = f.root.Chmod(partName(p), 0o600); err == nil {
+			out, err = f.root.OpenFile(partName(p), os.O_RDWR, 0)
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = removed(f.root.Remove(mapName(p))); err == nil {
+			out, err = f.root.OpenFile(partName(p), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		}
+	}
+	return out, err
 }
 
 // checkSize compares what the source lists with what must be there.
