@@ -24,10 +24,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 
 	josecipher "github.com/go-jose/go-jose/v4/cipher"
 	"golang.org/x/sys/unix"
 
+	"github.com/sealpod/sealpod/model/room"
 	"github.com/sealpod/sealpod/model/sealed"
 	"github.com/sealpod/sealpod/podvm"
 )
@@ -159,17 +161,29 @@ func (k *Key) Open(ctx context.Context, object io.Reader, file *os.File) (size i
 }
 
 // openInPlace decrypts size bytes of file, of which the tag is the last ones.
-func openInPlace(aead cipher.AEAD, file *os.File, size int64, nonce, ad []byte) error {
+func openInPlace(aead cipher.AEAD, file *os.File, size int64, nonce, ad []byte) (err error) {
 	m, err := unix.Mmap(int(file.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("mapping the file: %w", os.NewSyscallError("mmap", err))
 	}
+	// A page that the file system cannot give is a signal, which would end the
+	// process without a word.
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if r := recover(); r != nil {
+			if _, fault := r.(interface{ Addr() uintptr }); !fault {
+				panic(r)
+			}
+			err = fmt.Errorf("%w: decrypting in place: %v", room.ErrSpace, r)
+		}
+		err = errors.Join(err, os.NewSyscallError("munmap", unix.Munmap(m)))
+	}()
 	// Where it fails, Go's AES-GCM leaves zeros.
-	_, err = aead.Open(m[:0], nonce, m, ad)
-	if err != nil {
-		err = fmt.Errorf("%w: the JWE does not open", sealed.ErrIntegrity)
+	if _, err = aead.Open(m[:0], nonce, m, ad); err != nil {
+		return fmt.Errorf("%w: the JWE does not open", sealed.ErrIntegrity)
 	}
-	return errors.Join(err, os.NewSyscallError("munmap", unix.Munmap(m)))
+	return nil
 }
 
 func parseHeader(protected []byte) (h header, err error) {
