@@ -143,6 +143,9 @@ func (r *request) checkPinned() error {
 		}
 	}
 	k, err := sealed.ParseKey(r.key)
+	if err != nil && sealed.MeansPin(r.key) {
+		return err
+	}
 	if err != nil {
 		return nil // it is for something else
 	}

@@ -113,6 +113,9 @@ func sweep(dir string) error {
 	}
 	defer root.Close() //nolint:errcheck // nothing is written through it
 	return fs.WalkDir(root.FS(), ".", func(p string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrPermission) && e != nil && e.IsDir() {
+			return nil // a folder such as lost+found, into which no run wrote
+		}
 		if err != nil {
 			return destination(err)
 		}

@@ -101,6 +101,15 @@ func decodeKey(text []byte) (podvm.Secret, error) {
 	return root, nil
 }
 
+// MeansPin tells whether raw is a JSON Web Key that would name a manifest, also when
+// ParseKey does not take it.
+func MeansPin(raw []byte) bool {
+	var j struct {
+		Manifest json.RawMessage `json:"manifest"`
+	}
+	return json.Unmarshal(raw, &j) == nil && j.Manifest != nil
+}
+
 // Pinned tells whether the key names the one manifest it goes with.
 func (k *Key) Pinned() bool { return k.pin != nil }
 
