@@ -21,6 +21,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 
 	"github.com/sealpod/sealpod/imagepull/layer/gunzip"
 	"github.com/sealpod/sealpod/model/room"
@@ -198,7 +199,15 @@ func (u *unpacker) folder(name string) error {
 	if err != nil || p == "" {
 		return err
 	}
-	return room.Full(u.root.MkdirAll(p, 0o755))
+	return inTheWay(u.root.MkdirAll(p, 0o755))
+}
+
+// inTheWay is err of giving a name, which something else may have.
+func inTheWay(err error) error {
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.EISDIR) {
+		return fmt.Errorf("%w: a file where a folder is to be, or a folder where a file is: %w", ErrArchive, err)
+	}
+	return room.Full(err)
 }
 
 func (u *unpacker) file(name string, mode fs.FileMode, size int64, r io.Reader) error {
@@ -214,10 +223,14 @@ func (u *unpacker) file(name string, mode fs.FileMode, size int64, r io.Reader) 
 	}
 	dir, base := path.Split(p)
 	if err := u.root.MkdirAll(path.Dir(p), 0o755); err != nil {
-		return room.Full(err)
+		return inTheWay(err)
 	}
 	part := dir + "." + base + ".part"
-	out, err := u.root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	// A run that was killed may have left one that is read-only.
+	if err := u.root.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	out, err := u.root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return room.Full(err)
 	}
@@ -229,7 +242,10 @@ func (u *unpacker) file(name string, mode fs.FileMode, size int64, r io.Reader) 
 		return errors.Join(err, u.root.Remove(part))
 	}
 	u.replaced = u.replaced || p == u.self
-	return room.Full(u.root.Rename(part, p))
+	if err := u.root.Rename(part, p); err != nil {
+		return errors.Join(inTheWay(err), u.root.Remove(part))
+	}
+	return nil
 }
 
 func (u *unpacker) write(out *os.File, r io.Reader, size int64) error {

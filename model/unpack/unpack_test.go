@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -238,5 +239,55 @@ func fuzz(t *testing.T, name string, in []byte) {
 		if strings.HasSuffix(p, ".part") {
 			t.Fatalf("%s is left", p)
 		}
+	}
+}
+
+// TestNamesInEachOthersWay: what cannot all be in one folder is the archive's fault,
+// and has its word.
+func TestNamesInEachOthersWay(t *testing.T) {
+	for what, entries := range map[string][]entry{
+		"below a file":        {{name: "a", body: "x"}, {name: "a/b", body: "x"}},
+		"folder over a file":  {{name: "a", body: "x"}, {name: "a/", typ: tar.TypeDir}},
+		"file over a folder":  {{name: "a/b", body: "x"}, {name: "a", body: "x"}},
+		"below the archive":   {{name: "m.tar/x", body: "x"}},
+		"folder of that name": {{name: "m.tar/", typ: tar.TypeDir}},
+	} {
+		if got, err := unpacked(t, t.Context(), "m.tar", tarOf(t, entries...), Options{}); !errors.Is(err, ErrArchive) {
+			t.Errorf("%s: %v", what, err)
+		} else if _, left := got[".a.part"]; left {
+			t.Errorf("%s: a part is left", what)
+		}
+	}
+}
+
+// TestReadOnlyFileInProgress: a run was killed when an entry had its mode and not yet
+// its name.
+func TestReadOnlyFileInProgress(t *testing.T) {
+	testenv.Root(t)
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for name, text := range map[string][]byte{"m.tar": tarOf(t, entry{name: "a", body: "x"}), ".a.part": []byte("x")} {
+		if err := errors.Join(os.WriteFile(filepath.Join(dir, name), text, 0o444), os.Chown(filepath.Join(dir, name), 65534, 65534)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chown(dir, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with its user
+		if _, err := unix.SetfsuidRetUid(65534); err != nil {
+			done <- err
+			return
+		}
+		done <- InPlace(t.Context(), root, "m.tar", Options{})
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
