@@ -86,6 +86,10 @@ type Folder struct {
 	// boot is this boot of the machine, see journal. "" is unknown.
 	boot  string
 	Stats Stats
+	// Keep leaves the notes of which files are complete, under a name for which
+	// sealed.InProgress holds: there is more to do, and a run after a kill does not
+	// begin this folder anew.
+	Keep bool
 }
 
 // OpenFolder opens the folder dir, which exists. The caller closes it.
@@ -153,6 +157,9 @@ func (f *Folder) Fetch(ctx context.Context, files []File, workers int) error {
 	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if f.Keep {
+		return nil
 	}
 	return done.remove()
 }

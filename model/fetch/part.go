@@ -361,7 +361,8 @@ func (p *part) publish(ctx context.Context) error {
 		return err
 	}
 	if err := timed(&p.folder.Stats.Writing, p.out.Sync); err != nil {
-		return room.Full(err)
+		// What was lost is told once: the next sync would find nothing amiss.
+		return errors.Join(room.Full(err), p.spoil())
 	}
 	if err := p.folder.root.Rename(partName(p.Path), p.Path); err != nil {
 		return fmt.Errorf("naming the file: %w", room.Full(err))
@@ -386,9 +387,12 @@ func (p *part) checkDigest(ctx context.Context) error {
 	if bytes.Equal(hash.Sum(nil), p.SHA256) {
 		return nil
 	}
-	// Not to be continued: a run of it is wrong, and nobody knows which.
-	return errors.Join(ErrDigest, p.journal.remove(), p.out.Truncate(0))
+	return errors.Join(ErrDigest, p.spoil())
 }
+
+// spoil sees to it that the file is not continued: a run of it is wrong, and nobody
+// knows which.
+func (p *part) spoil() error { return errors.Join(p.journal.remove(), p.out.Truncate(0)) }
 
 func (p *part) close() {
 	p.journal.close()
