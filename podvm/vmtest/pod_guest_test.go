@@ -179,4 +179,7 @@ func TestInGuestImagePodKilledDaemonsComeBack(t *testing.T) {
 	TestInGuestImagePodEveryUnitIsActive(t)
 	TestInGuestImagePodNetworkIsThere(t)
 	TestInGuestImagePodDoctorIsContent(t)
+	if sum := residentPSS(t, "idle"); sum > maxPSS {
+		t.Errorf("%d kB, at most %d are wanted", sum, maxPSS)
+	}
 }
