@@ -117,6 +117,7 @@ func (r *request) begin(folders []folder) error {
 		if f.out, err = fetch.OpenFolder(f.dir); err != nil {
 			return destination(err)
 		}
+		f.out.Keep = true // until all folders are swept
 		r.opened = append(r.opened, f.out)
 		for _, file := range f.files {
 			total += expected(file)

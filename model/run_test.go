@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -17,6 +18,7 @@ import (
 	"filippo.io/age"
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/sealpod/sealpod/model/sealed"
 	"github.com/sealpod/sealpod/model/sealed/seal"
 	"github.com/sealpod/sealpod/model/source/s3/s3test"
 	"github.com/sealpod/sealpod/podvm/testenv"
@@ -240,4 +242,41 @@ func TestSeveralSources(t *testing.T) {
 	both := maps.Clone(caikit)
 	both["adapter/w"] = "lora"
 	holds(t, two, both)
+}
+
+// TestFolderThatWasFinished is not fetched again when a later one fails.
+func TestFolderThatWasFinished(t *testing.T) {
+	w := newWorld(t)
+	key := seal.NewKey()
+	w.env["CONFIDENTIAL_RESOURCE_ID"], w.keys[keyPath] = keyID, string(key)
+	base, _ := sealedOf(t, key, caikit)
+	last, _ := sealedOf(t, key, huggingFace)
+	object := filepath.Join(last, "config.json")
+	good, err := os.ReadFile(object)
+	if err == nil {
+		err = os.WriteFile(object, bytes.Repeat([]byte("x"), len(good)), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := filepath.Join(w.dest, "one"), filepath.Join(w.dest, "two")
+	if err := w.run(base, one, last, two); !errors.Is(err, sealed.ErrIntegrity) {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(object, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := NewProgress()
+	if err := Run(t.Context(), []string{base, one, last, two}, Config{Host: w.host(), Log: slog.New(slog.DiscardHandler), Progress: p}); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, one, caikit) // and no notes
+	holds(t, two, huggingFace)
+	var size int64
+	for _, text := range caikit {
+		size += int64(len(text))
+	}
+	if got := p.Status().Resumed; got < size {
+		t.Errorf("%d bytes are from before, want the %d of the first folder", got, size)
+	}
 }

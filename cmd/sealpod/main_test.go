@@ -26,11 +26,13 @@ func TestScripts(t *testing.T) {
 		registrytest.Files(t, map[string]string{"etc/": "", "etc/name": "base"}),
 		registrytest.Files(t, map[string]string{"etc/": "", "etc/name": "top"}),
 	))
+	secret, _ := registrytest.Encrypt(t, registrytest.Files(t, map[string]string{"models/w": "weights"}), "packet")
+	reg.Push(t, "secret", "1", registrytest.NewImage(registrytest.Files(t, map[string]string{"models/config.json": "{}"}), secret))
 	wire := wireServer(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("REGISTRY", reg.Host) // has app:1
+			env.Setenv("REGISTRY", reg.Host) // has app:1, and secret:1 with an encrypted layer
 			env.Setenv("WIRESERVER", wire)
 			env.Defer(func() { unmountBelow(t, env.WorkDir) })
 			return nil
