@@ -54,6 +54,9 @@ func readRequest(args []string, cfg Config) (*request, error) {
 		return nil, err
 	}
 	r := &request{Config: cfg, env: env, strict: env.True("MODEL_STRICT")}
+	if v := env.Host.Getenv("MODEL_STRICT"); !r.strict && v != "" && !strings.EqualFold(v, "false") {
+		return nil, settings.Usage("MODEL_STRICT is %q: want true or false", podvm.Printable(v, 32))
+	}
 	for i := 0; i < len(args); i += 2 {
 		in := input{address: args[i], nothing: strings.HasPrefix(args[i], mounted)}
 		if in.address == "" || args[i+1] == "" {

@@ -57,3 +57,16 @@ func TestKeyThatNamesNoVersion(t *testing.T) {
 		nothingNamed(t, w.dest)
 	}
 }
+
+// TestStrictIsNotMissed: who writes 1 or yes means it.
+func TestStrictIsNotMissed(t *testing.T) {
+	for value, want := range map[string]int{"1": ExitUsage, "yes": ExitUsage, "TRUE": ExitIntegrity, "False": 0, "": 0} {
+		code := 0
+		if err := newWorld(t, "MODEL_STRICT", value).run(folderOf(t, map[string]string{"m.bin": "x"})); err != nil {
+			code, _ = Outcome(err)
+		}
+		if code != want {
+			t.Errorf("%q: exit code %d", value, code)
+		}
+	}
+}
