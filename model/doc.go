@@ -9,6 +9,7 @@
 //
 // Trust: stores and networks are hostile. Arguments and environment are the
 // pod's, which the host's control plane wrote: they choose what is fetched, and
-// what the key's owner did not seal they can replace. A sealed model under a pinned
-// key is the one that its owner sealed, whatever else they say.
+// what the key's owner did not seal they can replace. Whatever they say, each file of
+// a sealed model under a pinned key is the one that its owner sealed; but they can
+// leave some out by a pattern, and put other sources beside them.
 package model

@@ -9,6 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sealpod/sealpod/model/sealed"
+	"github.com/sealpod/sealpod/model/source"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
@@ -68,5 +70,12 @@ func TestStrictIsNotMissed(t *testing.T) {
 		if code != want {
 			t.Errorf("%q: exit code %d", value, code)
 		}
+	}
+}
+
+// TestLargestModelCanBeListed, with its manifest.
+func TestLargestModelCanBeListed(t *testing.T) {
+	if source.MaxObjects <= sealed.MaxFiles {
+		t.Errorf("a listing of %d objects for a model of %d files", source.MaxObjects, sealed.MaxFiles)
 	}
 }

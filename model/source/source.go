@@ -18,8 +18,8 @@ import (
 
 // Limits of a listing.
 const (
-	MaxObjects = 100_000
-	MaxName    = 1024 // bytes of an object's name below its source
+	MaxObjects = 100_001 // the files of a sealed model and its manifest
+	MaxName    = 1024    // bytes of an object's name below its source
 )
 
 // Why a source gave no object. Each error of a Source is one of these, or of the
