@@ -12,11 +12,15 @@ import (
 	"testing"
 
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 
 	"github.com/sealpod/sealpod/api/keyprovider"
 	"github.com/sealpod/sealpod/imagepull"
 	"github.com/sealpod/sealpod/imagepull/registry/registrytest"
+	"github.com/sealpod/sealpod/model/room"
+	"github.com/sealpod/sealpod/model/source"
 	"github.com/sealpod/sealpod/podvm/rpc"
+	"github.com/sealpod/sealpod/podvm/testenv"
 )
 
 // provider is a key provider that opens the packets it knows.
@@ -132,11 +136,26 @@ func TestModelcar(t *testing.T) {
 // TestStagedLayersNeedNoRoomAgain: what a run before has unpacked counts for the
 // room that is asked for.
 func TestStagedLayersNeedNoRoomAgain(t *testing.T) {
-	dir := folderOf(t, map[string]string{".oci-layers.part/sha256-0/models/w": strings.Repeat("w", 1<<20), "models/w": "w"})
-	if got := staged(dir); got < 1<<20 || got > 1<<20+1<<16 {
-		t.Errorf("%d bytes", got)
+	testenv.Root(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
+		testenv.Missing(t, "needs to mount a tmpfs: "+err.Error())
 	}
-	if got := staged(filepath.Join(dir, "none")); got != 0 {
-		t.Errorf("%d bytes", got)
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	layer := filepath.Join(dir, ".oci-layers.part", "sha256-0")
+	if err := errors.Join(os.MkdirAll(layer, 0o700), os.WriteFile(filepath.Join(layer, "w"), make([]byte, 6<<20), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for need, want := range map[int64]error{12 << 20: nil, 18 << 20: room.ErrSpace} {
+		if err := preflight([]folder{{dir: dir, images: []source.Unpacker{image{}}, need: need}}); !errors.Is(err, want) {
+			t.Errorf("%d bytes: %v", need, err)
+		}
+	}
+	if err := preflight([]folder{{dir: dir, need: 12 << 20}}); !errors.Is(err, room.ErrSpace) {
+		t.Error(err)
 	}
 }
