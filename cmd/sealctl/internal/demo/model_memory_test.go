@@ -96,5 +96,14 @@ func TestModelLargerThanMemory(t *testing.T) {
 		t.Errorf("it does not know its limit:\n%s", text)
 	}
 	sameFiles(t, dest, original, true)
-	t.Log(lastLine(text))
+	var peak int
+	for _, file := range []string{"memory.max_usage_in_bytes", "memory.peak"} { // the latter since Linux 5.19
+		if raw, err := os.ReadFile(filepath.Join(group, file)); err == nil {
+			peak, _ = strconv.Atoi(strings.TrimSpace(string(raw)))
+		}
+	}
+	if peak > limit {
+		t.Errorf("%d bytes used", peak)
+	}
+	t.Logf("at most %d MiB in the group, %s", peak>>20, lastLine(text))
 }
