@@ -65,6 +65,7 @@ var outcomes = []struct {
 	{source.ErrUnreachable, ExitSource, "see the endpoint, the network policy of the pod and its proxy"},
 	{fs.ErrPermission, ExitUsage, "mount a volume there that the user of the init container may write to"},
 	{syscall.EROFS, ExitUsage, "mount a volume there that the user of the init container may write to"},
+	{fs.ErrExist, ExitUsage, "the folder has another model in it: empty it"},
 }
 
 // Outcome returns the exit code for an error of Run, and a line for people: the

@@ -5,11 +5,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sealpod/sealpod/model/sealed"
+	"github.com/sealpod/sealpod/model/sealed/seal"
 	"github.com/sealpod/sealpod/model/source"
 	"github.com/sealpod/sealpod/podvm/testenv"
 )
@@ -77,5 +79,26 @@ func TestStrictIsNotMissed(t *testing.T) {
 func TestLargestModelCanBeListed(t *testing.T) {
 	if source.MaxObjects <= sealed.MaxFiles {
 		t.Errorf("a listing of %d objects for a model of %d files", source.MaxObjects, sealed.MaxFiles)
+	}
+}
+
+// TestAnotherModelInTheWay: the volume has files where this model has folders.
+func TestAnotherModelInTheWay(t *testing.T) {
+	key := seal.NewKey()
+	for had, files := range map[string]map[string]string{"a": {"a/b": "x"}, "a/b": {"a": "x"}} {
+		w := newWorld(t, "CONFIDENTIAL_RESOURCE_ID", keyID)
+		w.keys[keyPath] = string(key)
+		p := filepath.Join(w.dest, had)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		dir, _ := sealedOf(t, key, files)
+		err := w.run(dir)
+		if err == nil {
+			t.Fatal("no error")
+		}
+		if code, line := Outcome(err); code != ExitUsage || !strings.Contains(line, "; hint: ") {
+			t.Errorf("%s: %d %s", had, code, line)
+		}
 	}
 }
