@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"strings"
@@ -29,8 +30,13 @@ import (
 	"github.com/sealpod/sealpod/podvm"
 )
 
-// maxEntries caps the entries of an archive.
-const maxEntries = 100_000
+// Limits of an archive.
+const (
+	maxEntries = 100_000
+	// maxDirectory is how many bytes tell the entries of a zip, which are all read
+	// before the first one; each takes about six times that in memory.
+	maxDirectory = 24 << 20
+)
 
 // ErrArchive says that an archive is corrupt or holds what no model does.
 var ErrArchive = errors.New("unacceptable archive")
@@ -129,10 +135,12 @@ func (u *unpacker) zip(file *os.File) error {
 	if err != nil {
 		return err
 	}
-	z, err := zip.NewReader(file, st.Size())
+	directory := &capped{file: file, left: maxDirectory}
+	z, err := zip.NewReader(directory, st.Size())
 	if err != nil {
 		return corrupt(err)
 	}
+	directory.left = math.MaxInt64
 	for _, f := range z.File {
 		mode := f.Mode()
 		switch {
@@ -148,6 +156,19 @@ func (u *unpacker) zip(file *os.File) error {
 		}
 	}
 	return nil
+}
+
+// capped reads so many bytes of a file and no more.
+type capped struct {
+	file *os.File
+	left int64
+}
+
+func (c *capped) ReadAt(b []byte, off int64) (int, error) {
+	if c.left -= int64(len(b)); c.left < 0 {
+		return 0, fmt.Errorf("%w: its directory has more than %d bytes", ErrArchive, maxDirectory)
+	}
+	return c.file.ReadAt(b, off)
 }
 
 func (u *unpacker) zipped(f *zip.File) error {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"maps"
@@ -289,5 +290,38 @@ func TestReadOnlyFileInProgress(t *testing.T) {
 	}()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestZipOfTooManyEntries: its directory is read at once, before anything is counted.
+func TestZipOfTooManyEntries(t *testing.T) {
+	const n = 1_000_000
+	header := make([]byte, 47)
+	copy(header, "PK\x01\x02")
+	header[28], header[46] = 1, 'x' // a name of one byte
+	dir := bytes.Repeat(header, n)
+	end := make([]byte, 22)
+	copy(end, "PK\x05\x06")
+	binary.LittleEndian.PutUint16(end[8:], n%65536)
+	binary.LittleEndian.PutUint16(end[10:], n%65536)
+	binary.LittleEndian.PutUint32(end[12:], uint32(len(dir)))
+	root := t.TempDir()
+	file, err := os.Create(filepath.Join(root, "a.zip"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := file.Write(append(dir, end...)); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	u := &unpacker{ctx: t.Context()}
+	if err := u.zip(file); !errors.Is(err, ErrArchive) {
+		t.Error(err)
+	}
+	runtime.ReadMemStats(&after)
+	if took := (after.TotalAlloc - before.TotalAlloc) >> 20; took > 200 {
+		t.Errorf("%d MiB of memory", took)
 	}
 }
