@@ -257,6 +257,9 @@ func (u *unpacker) file(name string, mode fs.FileMode, size int64, r io.Reader) 
 	}
 	err = u.write(out, r, size)
 	if err == nil {
+		err = room.Full(out.Sync()) // a disk that lost something tells it here only
+	}
+	if err == nil {
 		err = out.Chmod(mode&fs.ModePerm&^0o022 | 0o444) // the model server may be any user
 	}
 	if err = errors.Join(err, out.Close()); err != nil {
