@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -138,6 +139,7 @@ func (r *runner) serve(ctx context.Context, s *server) error {
 	beside.Go(func() {
 		notify.Serving(ctx, cfg.Log, func(ctx context.Context) error { return s.alive(ctx, r.listener) })
 	})
+	debug.FreeOSMemory() // what it took to get here is not needed again
 	cfg.Log.Info("Ready", "address", r.listener.Addr(), "tls", s.tls != nil, "dur", time.Since(r.started))
 	return s.serve(ctx, r.listener)
 }

@@ -116,6 +116,7 @@ func Open(ctx context.Context, cfg Config, host podvm.Host, log *slog.Logger) (*
 func (h *Hub) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.pulls.close()
 	var err error
 	if h.puller != nil {
 		err = h.puller.Close()

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -37,7 +38,12 @@ type pulls struct {
 	mu   sync.Mutex
 	now  []*imagepull.Progress // as many as the socket lets in
 	last []Pull                // oldest first
+	tidy *time.Timer           // runs when nothing has been pulled for tidyAfter
 }
+
+// tidyAfter is how long after its last pull a hub gives back the memory that
+// pulls took: other programs of the pod VM may need it.
+const tidyAfter = time.Second
 
 func (p *pulls) begin(progress *imagepull.Progress) {
 	p.mu.Lock()
@@ -49,11 +55,27 @@ func (p *pulls) end(progress *imagepull.Progress, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.now = slices.DeleteFunc(p.now, func(q *imagepull.Progress) bool { return q == progress })
+	switch {
+	case len(p.now) > 0:
+	case p.tidy == nil:
+		p.tidy = time.AfterFunc(tidyAfter, debug.FreeOSMemory)
+	default:
+		p.tidy.Reset(tidyAfter)
+	}
 	if len(p.last) == maxLast {
 		p.last = slices.Delete(p.last, 0, 1)
 	}
 	s := progress.Status()
 	p.last = append(p.last, Pull{Status: s, Percent: s.Percent(), Result: imagepull.Result(err), Cause: podvm.Cause(err)})
+}
+
+// close ends what end has begun.
+func (p *pulls) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.tidy != nil {
+		p.tidy.Stop()
+	}
 }
 
 func (p *pulls) list() (now, last []Pull) {
