@@ -65,10 +65,10 @@ func add(n int64, more float64) int64 {
 // String says what is needed and what there was, for users.
 func (s space) String() string {
 	if s.about > s.free {
-		return fmt.Sprintf("the image needs about %s, %s has %s free", sizeText(s.about), s.dir, sizeText(s.free))
+		return fmt.Sprintf("the image needs about %s, %s has %s free", podvm.SizeText(s.about), s.dir, podvm.SizeText(s.free))
 	}
 	// More space than guessed, or more files than the file system has.
-	return fmt.Sprintf("%s had %s free when the pull began", s.dir, sizeText(s.free))
+	return fmt.Sprintf("%s had %s free when the pull began", s.dir, podvm.SizeText(s.free))
 }
 
 // explain adds the numbers to an error for lack of space.
@@ -84,17 +84,4 @@ func (s space) explain(err error) error {
 		cause = "no space left"
 	}
 	return podvm.Explain(err, cause+": "+s.String())
-}
-
-// sizeText is n bytes for people.
-func sizeText(n int64) string {
-	for _, u := range []struct {
-		size float64
-		name string
-	}{{1e12, "TB"}, {1e9, "GB"}, {1e6, "MB"}, {1e3, "kB"}} {
-		if float64(n) >= u.size {
-			return fmt.Sprintf("%.1f %s", float64(n)/u.size, u.name)
-		}
-	}
-	return fmt.Sprintf("%d bytes", n)
 }

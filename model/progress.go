@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sealpod/sealpod/model/fetch"
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // Progress is how far a run is. Its methods may be called at any time.
@@ -110,7 +111,7 @@ func (s Status) String() string {
 		return fmt.Sprintf("%s  %.1fs", s.Phase, s.Elapsed.Seconds())
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%3d%%  %s of %s  %d/%d files  %s/s", s.Percent(), amount(s.Done), amount(s.Total), s.FilesDone, s.Files, amount(s.Rate))
+	fmt.Fprintf(&b, "%3d%%  %s of %s  %d/%d files  %s/s", s.Percent(), podvm.SizeText(s.Done), podvm.SizeText(s.Total), s.FilesDone, s.Files, podvm.SizeText(s.Rate))
 	switch {
 	case s.Phase == "done":
 		fmt.Fprintf(&b, "  in %.1fs", s.Elapsed.Seconds())
@@ -121,19 +122,4 @@ func (s Status) String() string {
 	}
 	fmt.Fprintf(&b, "  fetch %d%% open %d%% write %d%%", s.Shares[0], s.Shares[1], s.Shares[2])
 	return b.String()
-}
-
-// amount is n bytes for people.
-func amount(n int64) string {
-	f, unit := float64(n), ""
-	for _, unit = range []string{"B", "kB", "MB", "GB", "TB"} {
-		if f < 1000 || unit == "TB" {
-			break
-		}
-		f /= 1000
-	}
-	if unit == "B" {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", f, unit)
 }

@@ -2,6 +2,7 @@ package podvm
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"unicode"
 )
@@ -70,4 +71,19 @@ func Printable(s string, limit int) string {
 		}
 		return r
 	}, s)
+}
+
+// SizeText is n bytes for people, in units of 1000: "87 B", "1.5 MB".
+func SizeText(n int64) string {
+	f, unit := float64(n), "B"
+	for _, unit = range []string{"B", "kB", "MB", "GB", "TB"} {
+		if f < 1000 || unit == "TB" {
+			break
+		}
+		f /= 1000
+	}
+	if unit == "B" {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", f, unit)
 }

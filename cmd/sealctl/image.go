@@ -134,7 +134,7 @@ func printReport(out io.Writer, r imageseal.Report, verified bool) error {
 				encrypted = "yes"
 			}
 			if len(l.Packets) == 0 {
-				fmt.Fprintf(w, "%d\t%s\t%s\t-\t-\t%s\n", i, size(l.SizeBytes), encrypted, l.MediaType)
+				fmt.Fprintf(w, "%d\t%s\t%s\t-\t-\t%s\n", i, podvm.SizeText(l.SizeBytes), encrypted, l.MediaType)
 			}
 			for n, p := range l.Packets {
 				key := p.KeyID
@@ -142,7 +142,7 @@ func printReport(out io.Writer, r imageseal.Report, verified bool) error {
 					key = "(" + p.Scheme + ")"
 				}
 				if n == 0 {
-					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", i, size(l.SizeBytes), encrypted, key, orDash(p.WrapType), l.MediaType)
+					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", i, podvm.SizeText(l.SizeBytes), encrypted, key, orDash(p.WrapType), l.MediaType)
 				} else {
 					fmt.Fprintf(w, "\t\t\t%s\t%s\t\n", key, orDash(p.WrapType))
 				}
@@ -184,17 +184,4 @@ func orUnknown(s string) string {
 		return "(unknown)"
 	}
 	return s
-}
-
-// size is a length in bytes for people.
-func size(n int64) string {
-	units := []string{"kB", "MB", "GB", "TB"}
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	f, u := float64(n)/1000, 0
-	for f >= 1000 && u < len(units)-1 {
-		f, u = f/1000, u+1
-	}
-	return fmt.Sprintf("%.1f %s", f, units[u])
 }

@@ -97,7 +97,7 @@ func (f *encryptFlags) run(cmd *cobra.Command) error {
 	f.options.StoreKey = func(ctx context.Context, k imageseal.Key) error { return f.store(ctx, broker, k) }
 	if terminal(cmd.ErrOrStderr()) {
 		f.options.Progress = func(s imageseal.Step) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "encrypting %s layer %d of %d, %s\n", s.Platform, s.Layer+1, s.Layers, size(s.SizeBytes))
+			fmt.Fprintf(cmd.ErrOrStderr(), "encrypting %s layer %d of %d, %s\n", s.Platform, s.Layer+1, s.Layers, podvm.SizeText(s.SizeBytes))
 		}
 	}
 	res, err := imageseal.Encrypt(cmd.Context(), f.options)

@@ -98,7 +98,7 @@ func count(cmd *cobra.Command, doing string) *counter {
 		if total > 0 {
 			percent = int(min(100*float64(done)/float64(total), 100))
 		}
-		return percent, fmt.Sprintf("%3d%%  %s %s of %s", percent, doing, size(done), size(total))
+		return percent, fmt.Sprintf("%3d%%  %s %s of %s", percent, doing, podvm.SizeText(done), podvm.SizeText(total))
 	})
 	return c
 }

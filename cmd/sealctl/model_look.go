@@ -9,6 +9,7 @@ import (
 	"github.com/sealpod/sealpod/kbs"
 	"github.com/sealpod/sealpod/model"
 	"github.com/sealpod/sealpod/model/sealed"
+	"github.com/sealpod/sealpod/podvm"
 )
 
 func modelInspect() *cobra.Command {
@@ -70,7 +71,7 @@ type modelReport struct {
 
 func (r modelReport) print(cmd *cobra.Command, s *model.Stored) error {
 	out := cmd.OutOrStdout()
-	fmt.Fprintf(out, "%s\n%d objects, %s\n", r.Source, r.Objects, size(r.Bytes))
+	fmt.Fprintf(out, "%s\n%d objects, %s\n", r.Source, r.Objects, podvm.SizeText(r.Bytes))
 	if r.Pin == "" {
 		fmt.Fprintf(out, "not sealed: there is no object %s\n", sealed.ManifestObject)
 		return nil
@@ -80,12 +81,12 @@ func (r modelReport) print(cmd *cobra.Command, s *model.Stored) error {
 	if r.Manifest == nil {
 		fmt.Fprintf(w, "\nOBJECT\tSIZE\n")
 		for _, o := range s.Objects {
-			fmt.Fprintf(w, "%s\t%s\n", o.Path, size(o.Size))
+			fmt.Fprintf(w, "%s\t%s\n", o.Path, podvm.SizeText(o.Size))
 		}
 		return w.Flush()
 	}
 	m := r.Manifest
-	fmt.Fprintf(out, "%q, sealed %s, id %s, %d files, %s\n", m.Name, m.Created.Format("2006-01-02 15:04:05 MST"), m.ID, len(m.Files), size(m.Total()))
+	fmt.Fprintf(out, "%q, sealed %s, id %s, %d files, %s\n", m.Name, m.Created.Format("2006-01-02 15:04:05 MST"), m.ID, len(m.Files), podvm.SizeText(m.Total()))
 	if r.Pinned {
 		fmt.Fprintln(out, "the key names this version and opens no other")
 	} else {
@@ -97,7 +98,7 @@ func (r modelReport) print(cmd *cobra.Command, s *model.Stored) error {
 		if !f.Sealed {
 			how = "readable, sha256:" + f.SHA256
 		}
-		fmt.Fprintf(w, "%s\t%s\t%04o\t%s\n", f.Path, size(f.Size), f.Mode, how)
+		fmt.Fprintf(w, "%s\t%s\t%04o\t%s\n", f.Path, podvm.SizeText(f.Size), f.Mode, how)
 	}
 	return w.Flush()
 }
@@ -151,7 +152,7 @@ manifest does not list are counted; a pod takes no notice of them.`,
 					Unlisted int    `json:"unlisted"`
 				}{true, m.Name, pinOf(s.Manifest), k.Pinned(), len(m.Files), m.Total(), extra})
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%q is whole: %d files, %s, manifest %s\n", m.Name, len(m.Files), size(m.Total()), pinOf(s.Manifest))
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%q is whole: %d files, %s, manifest %s\n", m.Name, len(m.Files), podvm.SizeText(m.Total()), pinOf(s.Manifest))
 			if extra > 0 {
 				fmt.Fprintf(cmd.ErrOrStderr(), "note: %d objects are not of the model; pods take no notice of them\n", extra)
 			}

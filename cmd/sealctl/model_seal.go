@@ -14,6 +14,7 @@ import (
 	"github.com/sealpod/sealpod/model"
 	"github.com/sealpod/sealpod/model/sealed"
 	"github.com/sealpod/sealpod/model/sealed/seal"
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // modelSealFlags is the command line of "sealctl model seal".
@@ -119,6 +120,6 @@ func (f *modelSealFlags) print(cmd *cobra.Command, m *sealed.Manifest, dst, pin 
 manifest %s
 next: upload %s, then place the key with this version's name in it:
   sealctl model key %s --key-file %s --out model.jwk
-`, m.Name, len(m.Files), size(m.Total()), public, pin, dst, dst, f.key)
+`, m.Name, len(m.Files), podvm.SizeText(m.Total()), public, pin, dst, dst, f.key)
 	return err
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sealpod/sealpod/cmd/internal/cli"
 	"github.com/sealpod/sealpod/imagepull"
+	"github.com/sealpod/sealpod/podvm"
 )
 
 // progressView shows how far a pull is.
@@ -48,27 +49,12 @@ func progressLine(s imagepull.Status) string {
 	if s.Phase != imagepull.PhaseLayers {
 		return fmt.Sprintf("%-8s %s", s.Phase, seconds(s.Elapsed))
 	}
-	line := fmt.Sprintf("%3d%%  %s of %s  %d/%d layers", s.Percent(), size(s.FetchedBytes), size(s.TotalBytes), s.LayersDone, s.Layers)
+	line := fmt.Sprintf("%3d%%  %s of %s  %d/%d layers", s.Percent(), podvm.SizeText(s.FetchedBytes), podvm.SizeText(s.TotalBytes), s.LayersDone, s.Layers)
 	if t := s.Seconds[imagepull.PhaseLayers]; t > 0.5 {
-		line += fmt.Sprintf("  %s/s", size(int64(float64(s.FetchedBytes)/t)))
+		line += fmt.Sprintf("  %s/s", podvm.SizeText(int64(float64(s.FetchedBytes)/t)))
 	}
 	return line + "  " + seconds(s.Elapsed)
 }
 
 // seconds is a time for people.
 func seconds(s float64) string { return fmt.Sprintf("%.1fs", s) }
-
-// size is n bytes for people.
-func size(n int64) string {
-	f, unit := float64(n), ""
-	for _, unit = range []string{"B", "kB", "MB", "GB", "TB"} {
-		if f < 1000 || unit == "TB" {
-			break
-		}
-		f /= 1000
-	}
-	if unit == "B" {
-		return fmt.Sprintf("%d B", n)
-	}
-	return fmt.Sprintf("%.1f %s", f, unit)
-}
