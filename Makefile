@@ -83,9 +83,10 @@ fuzz:
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	for dir in $$(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n 1 dirname | sort -u); do \
 	  $(GO) test -c -fuzz . -o $$tmp/fuzz.test ./$$dir; \
-	  for f in $$(git grep -ho '^func Fuzz[A-Za-z0-9_]*' -- $$dir/'*_test.go' | awk '{ print $$2 }'); do \
-	    (cd $$dir && $$tmp/fuzz.test -test.list "^$$f$$" | grep -q . || exit 0; echo "$$dir $$f"; \
-	      $$tmp/fuzz.test -test.run '^$$' -test.fuzz "^$$f$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 10x -test.fuzzcachedir $$tmp/cache); \
+	  names=$$(cd $$dir && $$tmp/fuzz.test -test.list '^Fuzz'); \
+	  for f in $$names; do \
+	    echo "$$dir $$f"; \
+	    (cd $$dir && $$tmp/fuzz.test -test.run '^$$' -test.fuzz "^$$f$$" -test.fuzztime $(FUZZTIME) -test.fuzzminimizetime 10x -test.fuzzcachedir $$tmp/cache); \
 	  done; \
 	done
 
