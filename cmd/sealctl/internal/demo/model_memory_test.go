@@ -53,9 +53,6 @@ func memoryGroup(t *testing.T, limit int) string {
 // TestModelLargerThanMemory fetches a sealed model in a control group that has less
 // memory than the model has bytes, whose page cache counts as well.
 func TestModelLargerThanMemory(t *testing.T) {
-	if testing.Short() {
-		t.Skip("fetches 384 MiB")
-	}
 	const limit = 256 << 20
 	gw := s3test.Start(t)
 	gw.Bucket(t, "models")

@@ -184,9 +184,6 @@ func sameFiles(t testing.TB, dest, original string, all bool) {
 // TestModelsForKServe: two layouts of models, sealed in a real S3 store; the key is
 // released after attestation; then 20 kills at random, and what a pod may not have.
 func TestModelsForKServe(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts a whole world")
-	}
 	testenv.Root(t)
 	testenv.FUSE(t)
 	testenv.Tool(t, "setpriv")
